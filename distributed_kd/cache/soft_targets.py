@@ -1,0 +1,66 @@
+"""What the cache keeps for a position, decoded: the same numbers whichever codec stored them.
+
+For teacher logits z, kept ids and a temperature T:
+    p_T(i)    = exp(z_i / T - logZ_T)                 for kept ids
+    p_T(tail) = 1 - sum of p_T over kept ids          one more outcome of the distribution
+The tail is held as odds, x_T = logsumexp_{i not kept}(z_i/T) - logsumexp_{i kept}(z_i/T), so that both
+log p_T(tail) = logsigmoid(x_T) and the log of the kept mass = logsigmoid(-x_T) are exact, at K = 1 as at K = V:
+1 - mass cancels at either end. Kept logits may be quantised; the two masses stay exact, since kept probabilities
+are normalised to the kept mass. logZ_T follows: logsumexp_{i kept}(z_i/T) - logsigmoid(-x_T).
+
+Shapes: N positions, K kept ids, G temperatures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from distributed_kd.errors import RequestError
+
+NO_ID = -1  # fills rows that keep fewer than K ids
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    ids: np.ndarray  # [N, K] int32, the most probable first; NO_ID where a row keeps fewer
+    logits: np.ndarray  # [N, K] float32, relative to the row's largest; -inf at NO_ID
+    tail_odds: np.ndarray  # [N, G] float32: x_T; -inf where every id is kept
+    temperatures: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> SoftTargets:
+        return SoftTargets(self.ids[rows], self.logits[rows], self.tail_odds[rows], self.temperatures)
+
+    def log_probabilities(self, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+        """(log p_T of the kept ids [N, K], log p_T of the tail [N]), float32.
+
+        Raises `RequestError` for a temperature that is not cached.
+        """
+        if temperature not in self.temperatures:
+            raise RequestError(
+                f"temperature {temperature:g} is not in the cache; it holds {[float(t) for t in self.temperatures]}"
+            )
+        odds = self.tail_odds[:, self.temperatures.index(temperature)].astype(np.float64)
+        scaled = self.logits.astype(np.float64) / temperature
+        kept = scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))  # the largest is 0: no overflow
+        kept += -np.logaddexp(0.0, odds)[:, None]
+        return kept.astype(np.float32), -np.logaddexp(0.0, -odds).astype(np.float32)
+
+    @staticmethod
+    def concatenate(parts: list[SoftTargets]) -> SoftTargets:
+        """Rows of all parts in order; parts must have the same temperatures, and narrower ones are filled."""
+        width = max(part.ids.shape[1] for part in parts)
+
+        def fill(array: np.ndarray, value: float) -> np.ndarray:
+            return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=value)
+
+        return SoftTargets(
+            np.concatenate([fill(part.ids, NO_ID) for part in parts]),
+            np.concatenate([fill(part.logits, -np.inf) for part in parts]),
+            np.concatenate([part.tail_odds for part in parts]),
+            parts[0].temperatures,
+        )

@@ -1,0 +1,1 @@
+"""Stage 1, prepare: read documents, tokenise, pack into sequences, write sequence shards."""

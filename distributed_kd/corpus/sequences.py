@@ -1,0 +1,149 @@
+"""The sequences artifact: packed token ids with their documents and loss mask, in shards.
+
+Position `t` of a causal sequence predicts token `t + 1`. `loss_mask` says which positions carry loss: only those
+are captured, stored and trained on. Shards are numbered through, training first, and the manifest says which
+numbers belong to which split. Layout: `manifest.json`, `index.arrow`, `shards/NNNNNNNN.arrow`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel
+
+from distributed_kd.errors import RequestError
+from distributed_kd.store.filesystem import Store
+from distributed_kd.store.index import IndexReference, ShardEntry, read_index, read_shard
+from distributed_kd.store.manifest import Manifest
+
+FOLDER = "sequences"
+SCHEMA = pa.schema(
+    [
+        ("sequence_id", pa.int64()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("loss_mask", pa.list_(pa.bool_())),
+        ("documents", pa.list_(pa.int64())),
+        ("document_lengths", pa.list_(pa.int32())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One row: S ids, S mask bits, and the runs of documents they come from."""
+
+    sequence_id: int
+    input_ids: np.ndarray  # [S] int32
+    loss_mask: np.ndarray  # [S] bool
+    documents: np.ndarray  # [runs] int64
+    document_lengths: np.ndarray  # [runs] int32, summing to S
+    isolated: bool  # whether a document sees only itself
+
+    @property
+    def positions(self) -> int:
+        return int(self.loss_mask.sum())
+
+    @property
+    def position_ids(self) -> np.ndarray:
+        """[S] int64: counted from the beginning of the sequence, or of the document where documents are isolated."""
+        if not self.isolated:
+            return np.arange(len(self.input_ids))
+        return np.concatenate([np.arange(length) for length in self.document_lengths])
+
+    @property
+    def labels(self) -> np.ndarray:
+        """[S] int64: the next id at positions that carry loss, -100 elsewhere."""
+        shifted = np.append(self.input_ids[1:], -100).astype(np.int64)
+        return np.where(self.loss_mask, shifted, -100)
+
+    @property
+    def position_documents(self) -> np.ndarray:
+        """[positions] int64: the document of each scored position."""
+        return np.repeat(self.documents, self.document_lengths)[self.loss_mask]
+
+
+class TokenizerIdentity(BaseModel):
+    name: str
+    sha256: str
+    vocabulary_size: int
+
+
+class SplitSummary(BaseModel):
+    """Shards `first_shard` up to and without `end_shard`."""
+
+    documents: int
+    sequences: int
+    positions: int
+    first_shard: int
+    end_shard: int
+
+
+class SequencesManifest(Manifest):
+    format: Literal["dkd-sequences"] = "dkd-sequences"
+    version: Literal[1] = 1
+    tokenizer: TokenizerIdentity
+    sequence_length: int
+    packing: Literal["concatenate", "isolate", "none"]
+    splits: dict[str, SplitSummary]
+    index: IndexReference
+
+
+class Sequences:
+    """Reader. `open` raises `RequestError` when there is no finished artifact."""
+
+    def __init__(self, store: Store, manifest: SequencesManifest, entries: list[ShardEntry]) -> None:
+        self.store = store
+        self.manifest = manifest
+        self._entries = {entry.shard: entry for entry in entries}
+
+    @classmethod
+    def open(cls, workdir: Store) -> Sequences:
+        store = workdir.child(FOLDER)
+        manifest = SequencesManifest.read(store)
+        if manifest is None:
+            raise RequestError(f"{store.uri} holds no finished sequences; run `dkd prepare` first")
+        return cls(store, manifest, read_index(store, manifest.index))
+
+    def shards(self, split: str) -> list[ShardEntry]:
+        summary = self.manifest.splits[split]
+        return [self._entries[number] for number in range(summary.first_shard, summary.end_shard)]
+
+    def read(self, shard: int) -> list[Sequence]:
+        table = read_shard(self.store, self._entries[shard])
+        return rows_to_sequences(table, self.manifest.packing == "isolate")
+
+
+def sequences_to_columns(sequences: list[Sequence]) -> dict[str, pa.Array]:
+    """The columns of `SCHEMA`, one row a sequence."""
+
+    def lists(arrays: list[np.ndarray], kind: pa.DataType) -> pa.Array:
+        offsets = np.concatenate([[0], np.cumsum([len(array) for array in arrays])]).astype(np.int32)
+        values = np.concatenate(arrays) if arrays else np.empty(0)
+        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, type=kind))
+
+    return {
+        "sequence_id": pa.array([sequence.sequence_id for sequence in sequences], pa.int64()),
+        "input_ids": lists([sequence.input_ids for sequence in sequences], pa.int32()),
+        "loss_mask": lists([sequence.loss_mask for sequence in sequences], pa.bool_()),
+        "documents": lists([sequence.documents for sequence in sequences], pa.int64()),
+        "document_lengths": lists([sequence.document_lengths for sequence in sequences], pa.int32()),
+    }
+
+
+def rows_to_sequences(table: pa.Table, isolated: bool) -> list[Sequence]:
+    """The inverse of `sequences_to_columns`; further columns are ignored."""
+
+    def split(name: str) -> list[np.ndarray]:
+        column = table.column(name).combine_chunks()
+        values = column.flatten().to_numpy(zero_copy_only=False)
+        return np.split(values, np.cumsum(column.value_lengths().to_numpy())[:-1]) if len(column) else []
+
+    columns = zip(
+        table.column("sequence_id").to_pylist(),
+        split("input_ids"), split("loss_mask"), split("documents"), split("document_lengths"),
+        strict=True,
+    )  # fmt: skip
+    return [Sequence(*row, isolated=isolated) for row in columns]

@@ -1,0 +1,27 @@
+"""The two ways a command can fail, and how each leaves the shell.
+
+Every message is one readable line: what went wrong, where, and what to do about it.
+"""
+
+
+class DkdError(Exception):
+    """Base of all errors a user is shown as one line. `exit_code` is the process's exit status."""
+
+    exit_code = 1
+
+
+class RequestError(DkdError):
+    """The request was wrong (recipe, input, artifact that does not fit); nothing was written over."""
+
+    exit_code = 2
+
+
+class WorkError(DkdError):
+    """The request was right and the work failed; what was written stays good."""
+
+    exit_code = 1
+
+
+def not_yet(what: str, instead: str) -> RequestError:
+    """The one line for a feature that is named in the design and not built."""
+    return RequestError(f"{what} is not available yet; {instead}")

@@ -1,0 +1,1 @@
+"""Starting processes: a Ray session, ranks on this host, jobs on a cluster."""

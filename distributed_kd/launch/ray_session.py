@@ -1,0 +1,55 @@
+"""A Ray session for the stages that use one, and the results of its tasks with our errors as themselves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from distributed_kd.errors import DkdError, RequestError, WorkError
+
+
+@contextmanager
+def ray_session(address: str | None) -> Iterator[None]:
+    """Joins the cluster at `address`, the one this process already belongs to, or starts a local one.
+
+    A session that this call started ends with it; one that was there before is left running.
+    """
+    # The workers of a local session belong to this user and listen on loopback alone; Ray's token file would
+    # outlive it and lock the next head that somebody starts by hand.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    inside_job = address or os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(
+            address=inside_job,
+            configure_logging=False,
+            log_to_driver=False,
+            include_dashboard=False if inside_job is None else None,
+        )
+    except ConnectionError as error:
+        raise RequestError(f"no Ray cluster answers at {inside_job}; check capture.address or leave it out") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def result(reference: Any) -> Any:
+    """`ray.get` that raises a task's own `DkdError`, and one line for anything else it raised."""
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, DkdError):
+            raise error.cause from None
+        raise WorkError(f"a Ray task failed: {type(error.cause).__name__}: {error.cause}") from error
+    except ray.exceptions.RayError as error:
+        raise WorkError(f"a Ray worker was lost: {str(error).splitlines()[0]}; run the same command to resume") from error

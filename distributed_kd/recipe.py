@@ -1,0 +1,300 @@
+"""Recipes: what a user asks for, as validated models. Importable without torch.
+
+`load(path, overrides)` reads YAML, applies `key.path=value` overrides and returns a `Recipe`, or raises
+`RequestError` with one line that names the key. Relative local paths stay relative to the current directory.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from distributed_kd.errors import RequestError, not_yet
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Corpus(Section):
+    source: str | list[str] = Field(description="file or folder, local, s3:// or package:NAME/PATH; or a list of them")
+    format: Literal["auto", "text", "jsonl", "parquet"] = Field(
+        "auto", description="how to read the source; auto goes by each file's ending"
+    )
+    text_column: str = Field("text", description="the column that holds a document's text (jsonl, parquet)")
+    tokenizer: str | None = Field(None, description="path or hub id; the first teacher's when not given")
+    sequence_length: int = Field(1024, ge=2, description="tokens in a sequence at most")
+    packing: Literal["concatenate", "isolate", "none"] = Field(
+        "concatenate",
+        description="concatenate: documents joined by the end-of-text token and cut; isolate: the same, but no "
+        "position sees or predicts another document; none: each document is cut alone",
+    )
+    shard_sequences: Positive = Field(512, description="sequences in a shard at most; a shard is the unit of work")
+    validation_fraction: Fraction = Field(0.05, description="share of documents held out for the report")
+    development_fraction: Fraction = Field(0.0, description="share of documents held out to choose settings on")
+    train_fraction: Fraction | None = Field(
+        None, description="share of documents trained on; all that are not held out when not given"
+    )
+    sequences_per_document: Positive | None = Field(
+        None, description="keep at most so many windows of a document, drawn by hash; all when not given"
+    )
+    block_bytes: Positive = Field(64 << 20, description="source bytes that one prepare task reads, about")
+    seed: int = Field(0, description="salt of the hash that draws documents and windows")
+    task: Literal["causal_lm", "chat", "masked_lm", "classification", "frames"] = "causal_lm"
+
+    @model_validator(mode="after")
+    def _fractions_fit(self) -> Corpus:
+        held_out = self.validation_fraction + self.development_fraction
+        if held_out + (self.train_fraction or 0.0) > 1.0 + 1e-9:
+            raise ValueError("validation_fraction + development_fraction + train_fraction is more than 1")
+        return self
+
+    @property
+    def sources(self) -> list[str]:
+        return [self.source] if isinstance(self.source, str) else list(self.source)
+
+
+class Teacher(Section):
+    model: str = Field(description="path, hub id, package:NAME or a .gguf file")
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 where the device computes in it, else float32"
+    )
+    weight: float = Field(1.0, gt=0.0)
+    devices_per_replica: Positive = 1
+
+
+class Targets(Section):
+    method: Literal["top_k", "top_p", "sample", "full"] = "top_k"
+    k: Positive = Field(64, description="ids kept for a position")
+    p: float | None = Field(None, gt=0.0, le=1.0)
+    draws: Positive | None = None
+    temperatures: list[Annotated[float, Field(gt=0.0)]] = Field(
+        [1.0], min_length=1, description="temperatures at which the tail mass is kept exactly"
+    )
+
+
+class Capture(Section):
+    replicas: Positive | Literal["auto"] = Field("auto", description="teacher copies; auto: one a GPU, or one on a CPU")
+    batch_tokens: Positive = Field(4096, description="tokens in one teacher forward, at most (one sequence at least)")
+    head_chunk: Positive = Field(256, description="positions whose logits exist at once")
+    address: str | None = Field(None, description="Ray cluster address; a local Ray when not given")
+
+
+class Student(Section):
+    model: str | None = Field(None, description="path or hub id whose weights (or configuration) to start from")
+    init: Literal["weights", "teacher_layers", "random"] = Field(
+        "weights",
+        description="weights: those of `model`; teacher_layers: some of the first teacher's layers; "
+        "random: the configuration of `model`, fresh weights",
+    )
+    layers: Positive | list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, description="teacher_layers: which (a list), or how many evenly spread"
+    )
+    freeze: list[str] = Field(
+        default_factory=list, description="embeddings, layers.I, layers.I-J, or the beginning of a parameter's name"
+    )
+
+    @model_validator(mode="after")
+    def _start_is_given(self) -> Student:
+        if self.init == "teacher_layers":
+            if self.layers is None:
+                raise ValueError("init: teacher_layers needs `layers`: a count or a list of layer numbers")
+            if self.model is not None:
+                raise ValueError("give either `model` or init: teacher_layers, not both")
+        elif self.model is None:
+            raise ValueError(f"init: {self.init} needs `model`: a path or hub id")
+        elif self.layers is not None:
+            raise ValueError("`layers` goes with init: teacher_layers")
+        return self
+
+
+class Objective(Section):
+    temperature: float = Field(1.0, gt=0.0, description="T of both sides of the KL; must be in targets.temperatures")
+    alpha: Fraction = Field(0.5, description="weight of the soft targets; 1 never reads the hard labels")
+    divergence: Literal["forward_kl", "reverse_kl", "jsd", "skewed_kl", "total_variation"] = "forward_kl"
+    chunk: Positive = Field(256, description="positions whose logits exist at once")
+
+
+class Trainer(Section):
+    deepspeed: dict[str, Any] | str = Field(
+        default_factory=lambda: {"zero_optimization": {"stage": 1}},
+        description="DeepSpeed configuration merged over ours, as a mapping or a JSON file",
+    )
+    processes: Positive | Literal["auto"] = Field("auto", description="ranks on this host; auto: one a GPU, or one")
+    global_batch: Positive = Field(32, description="sequences in an optimizer step over all ranks")
+    micro_batch: Positive = Field(1, description="sequences in one forward of a rank")
+    steps: Positive | None = None
+    epochs: Positive | None = None
+    learning_rate: float = Field(1e-4, gt=0.0)
+    warmup_fraction: Fraction = Field(0.1, description="share of the steps in which the rate rises linearly")
+    schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: float = Field(0.0, ge=0.0)
+    gradient_clipping: float = Field(1.0, ge=0.0, description="0: none")
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    seed: int = 0
+    checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: none")
+    keep_checkpoints: Positive = 2
+    follow: bool = False
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Trainer:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either `steps` or `epochs`")
+        if self.global_batch % self.micro_batch:
+            raise ValueError(f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}")
+        return self
+
+
+class Baseline(Section):
+    """The same student, initialisation, data, order and steps on hard labels alone; only what differs is said."""
+
+    learning_rate: float | None = Field(None, gt=0.0)
+
+
+class Evaluate(Section):
+    split: Literal["validation", "development"] = "validation"
+    bootstrap: Positive = Field(10_000, description="resamples of the documents behind each interval")
+
+
+class Recipe(Section):
+    name: str = Field(min_length=1)
+    workdir: str
+    corpus: Corpus
+    teachers: list[Teacher] = Field(min_length=1)
+    targets: Targets = Targets()
+    capture: Capture = Capture()
+    student: Student
+    objective: Objective = Objective()
+    trainer: Trainer
+    baseline: Baseline | None = Field(default_factory=Baseline, description="off: none")
+    evaluate: Evaluate = Evaluate()
+
+    @field_validator("baseline", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return None if value is False or value == "off" else value
+
+    @model_validator(mode="after")
+    def _temperature_is_cached(self) -> Recipe:
+        if self.objective.temperature not in self.targets.temperatures:
+            raise ValueError(
+                f"objective.temperature {self.objective.temperature:g} is not in targets.temperatures "
+                f"{[float(t) for t in self.targets.temperatures]}; add it there or choose one of them"
+            )
+        return self
+
+    def refuse_what_is_not_built(self) -> None:
+        """Raises `RequestError` for values that the design names and this version does not carry."""
+        if self.corpus.task != "causal_lm":
+            raise not_yet(f"corpus.task: {self.corpus.task}", "causal_lm is")
+        if self.targets.method != "top_k":
+            raise not_yet(f"targets.method: {self.targets.method}", "top_k is")
+        if self.objective.divergence != "forward_kl":
+            raise not_yet(f"objective.divergence: {self.objective.divergence}", "forward_kl is")
+        if self.trainer.follow:
+            raise not_yet("trainer.follow", "train after the capture is finished")
+        if len(self.teachers) > 1:
+            raise not_yet("an ensemble of teachers", "name one teacher")
+        if self.teachers[0].devices_per_replica > 1:
+            raise not_yet("devices_per_replica above 1", "use a teacher that fits one device")
+
+
+def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Reads and validates a YAML recipe; `overrides` are `key.path=value` strings, values parsed as YAML."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"recipe {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RequestError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise RequestError(f"recipe {path} is not a mapping of keys to values")
+    for override in overrides:
+        _apply_override(data, override)
+    return parse(data, where=f"recipe {path}")
+
+
+def parse(data: dict[str, Any], where: str = "recipe") -> Recipe:
+    """Validates a mapping. Raises `RequestError`: one line that names `where`, the key and the remedy."""
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RequestError(f"{where}: {_one_line(error)}") from error
+    recipe.refuse_what_is_not_built()
+    return recipe
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every default written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise RequestError(f"override {override!r} is not of the form key.path=value")
+    *parents, last = key.split(".")
+    node: Any = data
+    for name in parents:
+        node = _child(node, name, key)
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RequestError(f"override {override!r}: the value is not YAML") from error
+    if isinstance(node, list):
+        node[_list_position(node, last, key)] = parsed
+    else:
+        node[last] = parsed
+
+
+def _child(node: Any, name: str, key: str) -> Any:
+    if isinstance(node, list):
+        return node[_list_position(node, name, key)]
+    if not isinstance(node.get(name), dict | list):
+        node[name] = {}
+    return node[name]
+
+
+def _list_position(node: list[Any], name: str, key: str) -> int:
+    if not name.isdigit() or int(name) >= len(node):
+        raise RequestError(f"override {key}: {name!r} is not a place in a list of {len(node)}")
+    return int(name)
+
+
+def _one_line(error: ValidationError) -> str:
+    problems = error.errors()
+    first = problems[0]
+    # A union adds the name of the branch it tried to the location; those are not keys of the recipe.
+    location = [str(part) for part in first["loc"] if "[" not in str(part) and str(part) not in ("str", "int", "float")]
+    key = ".".join(location) or "recipe"
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.0)
+        message = f"unknown key {key}; the nearest known one is {'.'.join([*location[:-1], *nearest])}"
+    elif first["type"] == "missing":
+        message = f"{key} is missing"
+    else:
+        text = first["msg"].removeprefix("Value error, ")
+        given = f" (given: {first['input']!r})" if isinstance(first["input"], str | int | float) else ""
+        message = f"{key}: {text[0].lower() + text[1:]}{given}"
+    return message + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
+
+
+def _known_keys(location: list[str]) -> list[str]:
+    sections: dict[str, type[Section]] = {
+        "corpus": Corpus, "teachers": Teacher, "targets": Targets, "capture": Capture, "student": Student,
+        "objective": Objective, "trainer": Trainer, "baseline": Baseline, "evaluate": Evaluate,
+    }  # fmt: skip
+    section = sections.get(location[0], Recipe) if location else Recipe
+    return list(section.model_fields)

@@ -1,0 +1,39 @@
+"""Digests and fingerprints.
+
+A digest is the sha256 of bytes. A fingerprint is the digest of what an artifact was made from, as canonical
+JSON: the same inputs give the same fingerprint on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+
+def sha256(data: bytes | memoryview) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """UTF-8 JSON with sorted keys and no spaces; floats must be finite."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def fingerprint(made_from: dict[str, Any]) -> str:
+    return sha256(canonical_json(made_from))
+
+
+def differences(found: Any, wanted: Any, path: str = "") -> list[str]:
+    """Where two nested values differ, as `key.path: FOUND, not WANTED` lines."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        lines = []
+        for key in sorted(found.keys() | wanted.keys()):
+            lines += differences(found.get(key), wanted.get(key), f"{path}.{key}" if path else key)
+        return lines
+    return [] if found == wanted else [f"{path}: {_short(found)}, not {_short(wanted)}"]
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else canonical_json(value).decode()
+    return text if len(text) <= 60 else f"{text[:40]}…{text[-16:]}"
