@@ -64,13 +64,14 @@ def _bar(out: Any, description: str, total: float) -> Iterator[Advance]:
 
 def _plain(out: Any, description: str, total: float) -> Advance:
     begun = said = time.monotonic()
+    told = -1.0
 
     def advance(done: float, note: str = "") -> None:
-        nonlocal said
+        nonlocal said, told
         now = time.monotonic()
-        if now - said < _PLAIN_SECONDS and done < total:
+        if done == told or (now - said < _PLAIN_SECONDS and done < total):
             return
-        said = now
+        said, told = now, done
         left = (now - begun) * (total - done) / done if done else float("inf")
         remaining = f", {left:.0f} s left" if 0 < left < float("inf") else ""
         out.print(f"{description}: {done:g} of {total:g} after {now - begun:.0f} s{remaining}  {note}", soft_wrap=True)

@@ -29,7 +29,7 @@ from distributed_kd.corpus.sequences import (
     sequences_to_columns,
 )
 from distributed_kd.errors import RequestError
-from distributed_kd.launch.ray_session import ray_session, result
+from distributed_kd.launch.ray_session import ray_session, task_errors
 from distributed_kd.models.config import load_config, longest_sequence
 from distributed_kd.models.locate import locate
 from distributed_kd.models.tokenizer import (
@@ -111,10 +111,10 @@ def _tokenise(
 
     task = ray.remote(num_cpus=1)(_write_block)
     references = [task.remote(files, model, corpus, store, _block_name(key, i)) for i, files in enumerate(blocks)]
-    with console.progress("prepare", len(blocks)) as advance:
-        done = []
+    done: list[_Block] = []
+    with console.progress("prepare", len(blocks)) as advance, task_errors():
         for reference in references:
-            done.append(result(reference))
+            done.append(ray.get(reference))
             advance(len(done), f"{sum(sum(block.sequences.values()) for block in done):,} sequences")
     return done
 
@@ -142,7 +142,8 @@ def _cut(
                 for block in covered
             ]
             references.append(task.remote(parts, split, corpus, store, shard + len(references), sequence_id + begin))
-        written = [result(reference) for reference in references]
+        with task_errors():
+            written = ray.get(references)
         splits[split] = SplitSummary(
             documents=sum(block.documents[split] for block in blocks),
             sequences=total,

@@ -41,12 +41,13 @@ def ray_session(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def result(reference: Any) -> Any:
-    """`ray.get` that raises a task's own `DkdError`, and one line for anything else it raised."""
+@contextmanager
+def task_errors() -> Iterator[None]:
+    """Around `ray.get` and what calls it: a task's own `DkdError` is raised as itself, anything else as one line."""
     import ray
 
     try:
-        return ray.get(reference)
+        yield
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, DkdError):
             raise error.cause from None

@@ -1,0 +1,280 @@
+"""The command line: `dkd COMMAND`. Thin: each command loads a recipe and calls the function that does the work.
+
+torch, ray and transformers are imported by the stage that uses them, so that `dkd --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from distributed_kd.errors import DkdError, not_yet
+
+if TYPE_CHECKING:
+    from distributed_kd.recipe import Recipe
+
+app = typer.Typer(
+    help="Distributed KD: run the teacher once, cache its logits, train students from the cache.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="a YAML recipe")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="recipe keys to override")
+]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object, and no progress")]
+Debug = Annotated[bool, typer.Option("--debug", help="show a traceback on errors")]
+INTERRUPTED = 130
+
+
+@app.command()
+def demo(overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
+    """The whole job on this machine: `dkd run` of the recipe that comes with the package."""
+    from distributed_kd.bundled import bundled
+
+    run(str(bundled("recipes/demo.yaml")), overrides, as_json, debug)
+
+
+@app.command()
+def run(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
+    """All stages in turn, skipping what is finished; ends with the report's table."""
+    from distributed_kd.stages import run_all
+
+    loaded = _load(recipe, overrides, as_json)
+    _show_report(run_all(loaded), loaded, as_json)
+
+
+@app.command()
+def prepare(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
+    """Corpus to sequence shards."""
+    manifest = _stage("prepare", recipe, overrides, as_json)
+    splits = {name: summary.model_dump() for name, summary in manifest.splits.items()}
+    _show({"fingerprint": manifest.fingerprint, "splits": splits}, as_json)
+
+
+@app.command()
+def cache(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
+    """Sequence shards to logit shards, by the teacher."""
+    from distributed_kd.cache.inspect import inspect as facts_of
+    from distributed_kd.cache.manifest import FOLDER
+    from distributed_kd.stages import run_stage
+
+    loaded = _load(recipe, overrides, as_json)
+    run_stage("cache", loaded)
+    _show(facts_of(f"{loaded.workdir}/{FOLDER}"), as_json)
+
+
+@app.command()
+def train(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
+    """Logit shards to a student, and the baseline on hard labels alone."""
+    from distributed_kd.store.filesystem import Store
+    from distributed_kd.student.artifact import ARMS, StudentManifest
+
+    loaded = _load(recipe, overrides, as_json)
+    _run_stage("train", loaded)
+    found = {arm: StudentManifest.read(Store(loaded.workdir).child(arm)) for arm in ARMS}
+    keys = {"steps", "sequences_seen", "parameters", "trained_parameters", "fingerprint"}
+    _show({arm: manifest.model_dump(include=keys) for arm, manifest in found.items() if manifest}, as_json)
+
+
+@app.command()
+def evaluate(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
+    """Teacher, student and baseline on held-out documents, and the report."""
+    loaded = _load(recipe, overrides, as_json)
+    _show_report(_run_stage("evaluate", loaded), loaded, as_json)
+
+
+@app.command()
+def inspect(
+    cache: Annotated[str, typer.Argument(metavar="CACHE")], as_json: Json = False, debug: Debug = False
+) -> None:
+    """What a cache holds, finished or not."""
+    from distributed_kd.cache.inspect import inspect as facts_of
+
+    _quiet(as_json)
+    _show(facts_of(cache), as_json)
+
+
+@app.command()
+def submit(
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="prepare, cache, train, evaluate or run")],
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    address: Annotated[str, typer.Option(help="the Ray dashboard, http://HOST:8265")] = "http://127.0.0.1:8265",
+    follow: Annotated[bool, typer.Option(help="follow the job's log and exit with its result")] = True,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """A stage as a Ray job, its log followed."""
+    from distributed_kd.launch.ray_job import submit_stage
+
+    result = submit_stage(stage, _load(recipe, overrides, as_json), address, follow)
+    _show(result, as_json)
+
+
+@app.command()
+def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
+    """Bytes, accelerator hours and money before spending any."""
+    raise not_yet("dkd plan", "`dkd inspect` tells the bytes of a capture that runs")
+
+
+@app.command()
+def audit(cache: str, as_json: Json = False, debug: Debug = False) -> None:
+    """How far the cached targets are from the teacher's full distribution."""
+    raise not_yet("dkd audit", "`dkd inspect` tells the kept mass")
+
+
+@app.command()
+def verify(cache: str, as_json: Json = False, debug: Debug = False) -> None:
+    """Whether every byte of a cache is right."""
+    raise not_yet("dkd verify", "every shard is checked against its digest when it is read")
+
+
+@app.command()
+def repair(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
+    """Recomputes only the missing and bad shards."""
+    raise not_yet("dkd repair", "`dkd cache` computes the shards of an unfinished cache that are missing")
+
+
+@app.command()
+def merge(
+    caches: list[str],
+    out: Annotated[str, typer.Option("--out")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """An ensemble's average as one cache."""
+    raise not_yet("dkd merge", "train from one teacher's cache")
+
+
+@app.command()
+def export(
+    cache: str, out: Annotated[str, typer.Option("--out")], as_json: Json = False, debug: Debug = False
+) -> None:
+    """A cache as plain Parquet."""
+    raise not_yet("dkd export", "`distributed_kd.cache.open(uri)` reads a cache from Python")
+
+
+@app.command()
+def status(workdir: str, as_json: Json = False, debug: Debug = False) -> None:
+    """Each stage's state."""
+    raise not_yet("dkd status", "`dkd inspect WORKDIR/cache` tells how far a capture is")
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]")] = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """What this machine or cluster lacks, each with its fix."""
+    raise not_yet("dkd doctor", "`dkd demo` exercises every part on this machine")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. Exits 0 done, 1 the work failed, 2 the request was wrong, 130 stopped by Ctrl-C."""
+    import click
+
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = app(given, prog_name="dkd", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        _fail(error.format_message(), 2)
+    except click.ClickException as error:
+        _fail(f"{error.format_message()}; see `dkd --help`", error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("stopped; the same command goes on where it was", INTERRUPTED)
+    except DkdError as error:
+        if "--debug" in given:
+            raise
+        _fail(str(error), error.exit_code)
+    except OSError as error:
+        if "--debug" in given:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        _fail(f"{error.strerror or error}{where}; what was written so far is good", 1)
+    except Exception as error:
+        if "--debug" in given:
+            raise
+        text = " ".join(str(error).split())[:300]
+        _fail(f"{type(error).__name__}: {text}; run it with --debug for the traceback", 1)
+    else:
+        sys.exit(code or 0)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"dkd: {message}" if code else message, file=sys.stderr)
+    sys.exit(code)
+
+
+def _quiet(as_json: bool) -> None:
+    from distributed_kd.console import set_quiet
+
+    if as_json:
+        set_quiet()
+
+
+def _load(path: str, overrides: list[str] | None, as_json: bool) -> Recipe:
+    from distributed_kd.recipe import load
+
+    _quiet(as_json)
+    return load(path, overrides or [])
+
+
+def _run_stage(stage: str, recipe: Recipe) -> Any:
+    from distributed_kd.stages import run_stage
+
+    return run_stage(stage, recipe)
+
+
+def _stage(stage: str, path: str, overrides: list[str] | None, as_json: bool) -> Any:
+    return _run_stage(stage, _load(path, overrides, as_json))
+
+
+def _show(facts: dict[str, Any], as_json: bool) -> None:
+    """Results go to standard output: one JSON object, or a line a fact."""
+    if as_json:
+        print(json.dumps(facts))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for key, value in facts.items():
+        table.add_row(key, _readable(value))
+    Console(soft_wrap=False).print(table)
+
+
+def _show_report(report: dict[str, Any], recipe: Recipe, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report))
+        return
+    from rich.console import Console
+
+    from distributed_kd.evaluate.table import report_table
+
+    out = Console()
+    out.print(report_table(report))
+    out.print(f"report: {recipe.workdir}/report/report.html", soft_wrap=True)
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_readable(inner)}" for key, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(_readable(item) for item in value) or "none"
+    return str(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Sequences of unequal length as rectangular arrays, for teacher and student alike.
+
+Rows are padded on the right, which a causal body ignores, with id 0 and position ids that count on, so that
+padding is never taken for the beginning of another document. Shapes: B sequences, S ids in the longest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from distributed_kd.corpus.sequences import Sequence
+
+
+@dataclass(frozen=True)
+class Batch:
+    input_ids: np.ndarray  # [B, S] int64
+    position_ids: np.ndarray  # [B, S] int64
+    loss_mask: np.ndarray  # [B, S] bool
+    labels: np.ndarray  # [B, S] int64, -100 where no loss
+
+
+def collate(sequences: list[Sequence]) -> Batch:
+    longest = max(len(sequence.input_ids) for sequence in sequences)
+    shape = (len(sequences), longest)
+    batch = Batch(
+        np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, bool), np.full(shape, -100, np.int64)
+    )
+    for row, sequence in enumerate(sequences):
+        length = len(sequence.input_ids)
+        batch.input_ids[row, :length] = sequence.input_ids
+        position_ids = sequence.position_ids
+        batch.position_ids[row, :length] = position_ids
+        batch.position_ids[row, length:] = position_ids[-1] + 1 + np.arange(longest - length)
+        batch.loss_mask[row, :length] = sequence.loss_mask
+        batch.labels[row, :length] = sequence.labels
+    return batch
+
+
+def by_tokens(sequences: list[Sequence], batch_tokens: int) -> list[list[Sequence]]:
+    """Runs of sequences whose padded batch has at most `batch_tokens` ids (one sequence at least), in order."""
+    groups: list[list[Sequence]] = []
+    longest = 0
+    for sequence in sequences:
+        longest = max(longest, len(sequence.input_ids))
+        if not groups or longest * (len(groups[-1]) + 1) > batch_tokens:
+            groups.append([])
+            longest = len(sequence.input_ids)
+        groups[-1].append(sequence)
+    return groups

@@ -1,0 +1,1 @@
+"""Stage 4, evaluate: teacher, student and baseline on held-out documents, and the report."""

@@ -1,0 +1,110 @@
+"""From scored positions to the report's figures, with paired bootstrap intervals over documents.
+
+Every figure is a function of sums over positions, and sums add up over documents: a resample of the documents is a
+row of counts, so all resamples are one matrix product. Documents are resampled, not positions, since positions of
+one document are not independent; both models see the same resample, so what they share cancels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from distributed_kd.evaluate.scores import Scores
+
+CALIBRATION_BINS = 15
+FIGURES = ("cross_entropy", "perplexity", "kl_from_teacher", "agreement", "accuracy", "ece")
+_MEANS = ("positions", "cross_entropy", "kl_from_teacher", "agreement", "accuracy")
+
+
+def figures(scores: Scores) -> dict[str, Any]:
+    """What `report.json` says of a model."""
+    sums = document_sums(scores, np.zeros(len(scores.correct), np.int64)).sum(axis=0, keepdims=True)
+    positions = len(scores.correct)
+    return {
+        **{name: float(value[0]) for name, value in _figures(sums).items()},
+        "parameters": scores.parameters,
+        "positions_per_second": positions / scores.seconds,
+    }
+
+
+def differences(
+    student: Scores, baseline: Scores, documents: np.ndarray, resamples: int, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Student minus baseline for each figure: its value and the 95% percentile interval over documents.
+
+    `documents` [positions] names the document of each position.
+    """
+    own, other = document_sums(student, documents), document_sums(baseline, documents)
+    count = len(own)
+    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1.0 / count), size=resamples)
+    whole = np.ones((1, count))
+    drawn = _difference(weights @ own, weights @ other)
+    value = _difference(whole @ own, whole @ other)
+    return {
+        name: {
+            "difference": float(value[name][0]),
+            "interval": [float(edge) for edge in np.quantile(drawn[name], [0.025, 0.975])],
+        }
+        for name in FIGURES
+    }
+
+
+def documents_won(student: Scores, baseline: Scores, documents: np.ndarray) -> int:
+    """In how many documents the student has the lower cross-entropy."""
+    column = _MEANS.index("cross_entropy")
+    own, other = document_sums(student, documents), document_sums(baseline, documents)
+    return int((own[:, column] < other[:, column]).sum())
+
+
+def calibration(scores: Scores) -> list[dict[str, float]]:
+    """The bins behind `ece` that hold any position: mean confidence, accuracy, positions."""
+    bins = _bins(document_sums(scores, np.zeros(len(scores.correct), np.int64)))[:, 0]
+    return [
+        {"confidence": confidence / n, "accuracy": correct / n, "positions": n} for n, confidence, correct in bins.T if n
+    ]
+
+
+def document_sums(scores: Scores, documents: np.ndarray) -> np.ndarray:
+    """[documents, columns]: sums of `_MEANS`, then of each calibration bin: positions, confidence, correct."""
+    _, place = np.unique(documents, return_inverse=True)
+    count = int(place.max()) + 1
+    bins = np.minimum((scores.confidence * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+
+    def by_document(values: np.ndarray) -> np.ndarray:
+        return np.bincount(place, values, minlength=count)[:, None]
+
+    def by_bin(values: np.ndarray) -> np.ndarray:
+        cells = np.bincount(place * CALIBRATION_BINS + bins, values, minlength=count * CALIBRATION_BINS)
+        return cells.reshape(count, CALIBRATION_BINS)
+
+    ones = np.ones(len(bins))
+    means = (ones, scores.cross_entropy, scores.kl_from_teacher, scores.agrees, scores.correct)
+    return np.concatenate(
+        [by_document(values.astype(np.float64)) for values in means]
+        + [by_bin(values.astype(np.float64)) for values in (ones, scores.confidence, scores.correct)],
+        axis=1,
+    )
+
+
+def _bins(sums: np.ndarray) -> np.ndarray:
+    """[3, rows, bins]: positions, confidence and correct of each bin."""
+    return np.stack(np.split(sums[:, len(_MEANS) :], 3, axis=1))
+
+
+def _figures(sums: np.ndarray) -> dict[str, np.ndarray]:
+    """Rows of sums to rows of figures."""
+    positions = sums[:, 0]
+    means = {name: sums[:, column] / positions for column, name in enumerate(_MEANS) if column}
+    _, confidence, correct = _bins(sums)
+    return {
+        **means,
+        "perplexity": np.exp(means["cross_entropy"]),
+        "ece": np.abs(confidence - correct).sum(axis=1) / positions,
+    }
+
+
+def _difference(own: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
+    first, second = _figures(own), _figures(other)
+    return {name: first[name] - second[name] for name in FIGURES}

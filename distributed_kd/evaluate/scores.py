@@ -1,0 +1,117 @@
+"""Scoring models on held-out sequences, position by position, against the teacher's full distribution.
+
+All models see the same batches; the head is applied in chunks of positions, so that [B, S, V] never exists.
+Shapes: n positions of a chunk, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distributed_kd.corpus.batch import by_tokens, collate
+from distributed_kd.corpus.sequences import Sequence
+from distributed_kd.models import parts
+
+TEACHER = "teacher"
+
+
+@dataclass
+class Scores:
+    """One row a scored position, in reading order; `seconds` is what the model's own forward took."""
+
+    cross_entropy: np.ndarray  # nats, of the next id
+    kl_from_teacher: np.ndarray  # nats, KL(teacher || model) at T = 1
+    agrees: np.ndarray  # bool, same argmax as the teacher
+    correct: np.ndarray  # bool, argmax is the next id
+    confidence: np.ndarray  # probability of the argmax
+    seconds: float
+    parameters: int
+
+
+@dataclass
+class _Tally:
+    model: Any
+    body: parts.Body
+    head: parts.Head
+    rows: list[np.ndarray] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@torch.inference_mode()
+def score(
+    models: dict[str, Any], sequences: list[Sequence], batch_tokens: int, head_chunk: int, advance: Callable[[int], None]
+) -> dict[str, Scores]:
+    """Scores each model by name; one of them is the teacher. `advance` is told the positions done."""
+    tallies = {name: _Tally(model, parts.body_of(model), parts.head_of(model)) for name, model in models.items()}
+    done = 0
+    for group in by_tokens(sequences, batch_tokens):
+        batch = collate(group)
+        scored = torch.from_numpy(batch.loss_mask)
+        labels = torch.from_numpy(batch.labels)[scored]
+        hidden = {name: _timed(tally, _hidden, tally, batch, scored) for name, tally in tallies.items()}
+        for begin in range(0, len(labels), head_chunk):
+            chunk = slice(begin, begin + head_chunk)
+            logits = {
+                name: _timed(tally, _logits, tally.head, hidden[name][chunk]) for name, tally in tallies.items()
+            }
+            teacher = logits[TEACHER].log_softmax(dim=1)
+            for name, tally in tallies.items():
+                device_labels = labels[chunk].to(teacher.device)
+                tally.rows.append(_rows(logits[name], teacher, device_labels).cpu().numpy())
+        done += len(labels)
+        advance(done)
+    return {name: _scores(tally) for name, tally in tallies.items()}
+
+
+def _timed(tally: _Tally, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    begun = time.perf_counter()
+    value = function(*arguments)
+    if value.is_cuda:
+        torch.cuda.synchronize(value.device)
+    tally.seconds += time.perf_counter() - begun
+    return value
+
+
+def _hidden(tally: _Tally, batch: Any, scored: Tensor) -> Tensor:
+    device = tally.head.weight.device
+    hidden = tally.body(torch.from_numpy(batch.input_ids).to(device), torch.from_numpy(batch.position_ids).to(device))
+    return hidden[scored.to(device)]
+
+
+def _logits(head: parts.Head, hidden: Tensor) -> Tensor:
+    return head.logits(hidden).float()
+
+
+def _rows(logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """[n, V] logits and teacher log-probabilities -> [n, 5]: the columns of `Scores`."""
+    own = logits.log_softmax(dim=1)
+    # Heads padded to different sizes for one tokenizer are compared on the ids they share.
+    shared = min(own.shape[1], teacher.shape[1])
+    p = teacher[:, :shared]
+    kl = (p.exp() * (p - own[:, :shared])).nan_to_num(0.0).sum(dim=1)
+    confidence, best = own.max(dim=1)
+    return torch.stack(
+        [
+            -own.gather(1, labels[:, None]).squeeze(1),
+            kl,
+            (best == teacher.argmax(dim=1)).float(),
+            (best == labels).float(),
+            confidence.exp(),
+        ],
+        dim=1,
+    )
+
+
+def _scores(tally: _Tally) -> Scores:
+    columns = np.concatenate(tally.rows).astype(np.float64).T
+    return Scores(
+        columns[0], columns[1], columns[2] > 0.5, columns[3] > 0.5, columns[4],
+        tally.seconds, sum(parameter.numel() for parameter in tally.model.parameters()),
+    )  # fmt: skip

@@ -1,0 +1,44 @@
+"""The report as a table for a terminal of 80 columns: a row a figure, a column a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+_ROWS = (
+    ("cross_entropy", "cross-entropy, nats", "{:.3f}"),
+    ("perplexity", "perplexity", "{:,.1f}"),
+    ("kl_from_teacher", "KL from teacher, nats", "{:.3f}"),
+    ("agreement", "agreement", "{:.3f}"),
+    ("accuracy", "accuracy", "{:.3f}"),
+    ("ece", "calibration error", "{:.3f}"),
+    ("parameters", "parameters", "{:,}"),
+    ("positions_per_second", "positions/s", "{:,.0f}"),
+)
+
+
+def report_table(report: dict[str, Any]) -> Table:
+    """Teacher, student, baseline, and student minus baseline with its 95% interval over documents."""
+    held_out = report["held_out"]
+    table = Table(
+        title=f"{held_out['positions']:,} positions of {held_out['documents']} held-out documents ({held_out['split']})",
+        caption=f"retention, the student's accuracy over the teacher's: {report['retention']:.3f}",
+    )
+    table.add_column("")
+    for name in report["models"]:
+        table.add_column(name, justify="right")
+    differences = report.get("differences", {})
+    if differences:
+        table.add_column("student - baseline", justify="right")
+    for key, title, form in _ROWS:
+        cells = [form.format(figures[key]) for figures in report["models"].values()]
+        if differences:
+            cells.append(_interval(differences[key]) if key in differences else "")
+        table.add_row(title, *cells)
+    return table
+
+
+def _interval(found: dict[str, Any]) -> str:
+    low, high = found["interval"]
+    return f"{found['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"

@@ -1,0 +1,67 @@
+"""The student artifact: `WORKDIR/student` or `WORKDIR/baseline`.
+
+`export/` opens with `AutoModelForCausalLM.from_pretrained`, `metrics.jsonl` has one line a step, `checkpoints/` what
+a resumed run goes on from, and the manifest, written last, what it was made from.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from distributed_kd.recipe import Recipe
+from distributed_kd.store.filesystem import Store
+from distributed_kd.store.manifest import Manifest
+
+ARMS = ("student", "baseline")
+EXPORT = "export"
+METRICS = "metrics.jsonl"
+
+# These change how fast training runs, not what is learnt.
+_NOT_IN_FINGERPRINT = {"processes", "micro_batch", "checkpoint_every", "keep_checkpoints", "follow"}
+
+
+class StudentManifest(Manifest):
+    format: Literal["dkd-student"] = "dkd-student"
+    version: Literal[1] = 1
+    arm: Literal["student", "baseline"]
+    steps: int
+    sequences_seen: int
+    parameters: int
+    trained_parameters: int
+    tokenizer_sha256: str
+
+
+def arm_recipe(recipe: Recipe, arm: str) -> Recipe:
+    """The recipe of one arm: the baseline is the same student on hard labels alone, with what `baseline` says."""
+    if arm == "student":
+        return recipe
+    assert recipe.baseline is not None
+    said = recipe.baseline.model_dump(exclude_none=True)
+    return recipe.model_copy(
+        update={
+            "objective": recipe.objective.model_copy(update={"alpha": 0.0}),
+            "trainer": recipe.trainer.model_copy(update=said),
+        }
+    )
+
+
+def made_from_of(recipe: Recipe, cache_fingerprint: str) -> dict[str, Any]:
+    """What a student of this (arm's) recipe is made from."""
+    return {
+        "cache": cache_fingerprint,
+        "student": recipe.student.model_dump(mode="json"),
+        "objective": recipe.objective.model_dump(mode="json", exclude={"chunk"}),
+        "trainer": recipe.trainer.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT),
+    }
+
+
+def read_metrics(store: Store) -> list[dict[str, Any]]:
+    """One mapping a step; empty when there are none."""
+    if not store.exists(METRICS):
+        return []
+    return [json.loads(line) for line in store.read(METRICS).decode().splitlines()]
+
+
+def put_metrics(store: Store, metrics: list[dict[str, Any]]) -> None:
+    store.put(METRICS, "".join(json.dumps(line) + "\n" for line in metrics).encode())

@@ -1,0 +1,148 @@
+"""Where a student's weights come from, and which of them are trained.
+
+`teacher_layers` reads only the kept layers' tensors out of the teacher's safetensors and writes them as a model of
+its own, `WORKDIR/student/init`, while the teacher is at hand: training then needs nothing of the teacher.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from distributed_kd.errors import RequestError
+from distributed_kd.models.config import load_config
+from distributed_kd.models.load import load_causal_lm
+from distributed_kd.models.locate import identity, locate
+from distributed_kd.models.tokenizer import load_tokenizer
+from distributed_kd.recipe import Recipe, Student
+from distributed_kd.store.digest import canonical_json
+from distributed_kd.store.filesystem import Store
+from distributed_kd.store.folder import as_local_folder, put_folder
+
+INITIAL = "student/init"
+_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
+
+
+def write_initial_weights(recipe: Recipe) -> None:
+    """Makes `WORKDIR/student/init` for a student of teacher layers, unless it is there. Needs the teacher's files.
+
+    Raises `RequestError` when another student's initial weights are there.
+    """
+    if recipe.student.init != "teacher_layers":
+        return
+    teacher = recipe.teachers[0]
+    workdir = Store(recipe.workdir)
+    name = f"{INITIAL}/made_from.json"
+    wanted = {"teacher": teacher.model, "revision": teacher.revision, "layers": recipe.student.layers}
+    if workdir.exists(name):
+        if workdir.read(name) != canonical_json(wanted):
+            raise RequestError(
+                f"{workdir.uri}/{INITIAL} was made from other layers or another teacher; choose another `workdir`, "
+                f"or delete {workdir.uri}/student to make it again"
+            )
+        return
+    folder = locate(teacher.model, teacher.revision)
+    identity(folder)  # says in one line when there are no weights
+    with tempfile.TemporaryDirectory() as temporary:
+        keep_layers(folder, recipe.student.layers, Path(temporary))
+        put_folder(Path(temporary), workdir, INITIAL)
+    workdir.put(name, canonical_json(wanted))
+
+
+def student_folder(recipe: Recipe) -> Path:
+    """The local folder the student starts from. Raises `RequestError` when it cannot be had."""
+    if recipe.student.init == "teacher_layers":
+        write_initial_weights(recipe)
+        return as_local_folder(Store(recipe.workdir), INITIAL)
+    assert recipe.student.model is not None  # the recipe's own rule
+    return locate(recipe.student.model, weights=recipe.student.init == "weights")
+
+
+def load_student(recipe: Recipe, folder: Path) -> Any:
+    """The student on the CPU in float32, trainable parameters marked. The same seed gives the same fresh weights."""
+    if recipe.student.init == "random":
+        from transformers import AutoModelForCausalLM
+
+        torch.manual_seed(recipe.trainer.seed)
+        model = AutoModelForCausalLM.from_config(load_config(folder)).float()
+    else:
+        model = load_causal_lm(folder, torch.float32, torch.device("cpu"))
+    freeze(model, recipe.student)
+    return model
+
+
+def freeze(model: Any, student: Student) -> None:
+    """Turns gradients off for the parameters that `student.freeze` names. Raises `RequestError` for a name of none."""
+    embeddings = {id(parameter) for parameter in model.get_input_embeddings().parameters()}
+    for entry in student.freeze:
+        frozen = [
+            parameter
+            for name, parameter in model.named_parameters()
+            if (id(parameter) in embeddings if entry == "embeddings" else _matches(name, entry))
+        ]
+        if not frozen:
+            raise RequestError(
+                f"student.freeze {entry!r} names no parameter; use embeddings, layers.I, layers.I-J "
+                f"or the beginning of a parameter's name"
+            )
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise RequestError("student.freeze leaves nothing to train")
+
+
+def _matches(name: str, entry: str) -> bool:
+    layers = re.fullmatch(r"layers\.(\d+)(?:-(\d+))?", entry)
+    if not layers:
+        return name.startswith(entry)
+    place = _LAYER.search(name)
+    first, last = int(layers[1]), int(layers[2] or layers[1])
+    return place is not None and first <= int(place[1]) <= last
+
+
+def which_layers(layers: int | list[int], of: int) -> list[int]:
+    """A list as it is, a count evenly spread over the teacher's layers with its first and last."""
+    chosen = layers if isinstance(layers, list) else [int(place) for place in np.linspace(0, of - 1, layers).round()]
+    if not chosen or max(chosen) >= of or sorted(set(chosen)) != chosen:
+        raise RequestError(f"student.layers {layers}: the teacher has {of} layers, 0 to {of - 1}, each used once in order")
+    return chosen
+
+
+def keep_layers(teacher: Path, layers: int | list[int] | None, target: Path) -> None:
+    """Writes to `target` the teacher's model with these of its layers, reading no other layer's tensors."""
+    from safetensors import safe_open
+    from transformers import AutoModelForCausalLM
+
+    assert layers is not None  # the recipe's own rule
+    config = load_config(teacher)
+    inner = config.get_text_config()
+    chosen = which_layers(layers, inner.num_hidden_layers)
+    new_number = {old: new for new, old in enumerate(chosen)}
+    for key, value in inner.to_dict().items():
+        if isinstance(value, list) and len(value) == inner.num_hidden_layers:  # layer_types and their like
+            setattr(inner, key, [value[number] for number in chosen])
+    inner.num_hidden_layers = len(chosen)
+    weights = {}
+    for file in sorted(teacher.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a mapping
+                place = _LAYER.search(name)
+                if place is None:
+                    weights[name] = tensors.get_tensor(name)
+                elif int(place[1]) in new_number:
+                    renamed = f"{name[: place.start(1)]}{new_number[int(place[1])]}{name[place.end(1) :]}"
+                    weights[renamed] = tensors.get_tensor(name)
+    dtype = next(iter(weights.values())).dtype
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    missing = model.load_state_dict(weights, strict=False).missing_keys
+    model.tie_weights()
+    own = {name for name, _ in model.named_parameters()}  # a tied head is not among them
+    if own & set(missing):
+        raise RequestError(f"teacher {teacher}: no weights for {sorted(own & set(missing))[0]} in its safetensors")
+    model.save_pretrained(target)
+    load_tokenizer(teacher).save_pretrained(target)

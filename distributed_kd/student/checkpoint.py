@@ -1,0 +1,54 @@
+"""Checkpoints that are complete or not there: DeepSpeed's own `latest` file is not atomic, our marker is.
+
+A checkpoint is `step-NNNNNNNN/`, written by all ranks, and counts once `step-NNNNNNNN.json` stands beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distributed_kd.errors import WorkError
+from distributed_kd.models.locate import cache_folder
+from distributed_kd.store.filesystem import Store
+
+
+def checkpoint_folder(store: Store, fingerprint: str) -> Path:
+    """Beside the artifact where it is local; on this machine's disk where it lies in a bucket."""
+    return Path(store.path("checkpoints")) if store.is_local else cache_folder() / "checkpoints" / fingerprint
+
+
+def complete_steps(folder: Path) -> list[int]:
+    """Steps of the complete checkpoints, ascending."""
+    return sorted(int(marker.stem.removeprefix("step-")) for marker in folder.glob("step-*.json"))
+
+
+def save(engine: Any, folder: Path, step: int, metrics: list[dict[str, Any]], keep: int) -> None:
+    """All ranks call it. Afterwards the checkpoint is complete, and only the newest `keep` are left."""
+    tag = f"step-{step:08d}"
+    if not engine.save_checkpoint(str(folder), tag=tag, save_latest=False):
+        raise WorkError(f"DeepSpeed did not save checkpoint {folder}/{tag}")
+    torch.distributed.barrier()
+    if torch.distributed.get_rank() == 0:
+        Store(str(folder)).put(f"{tag}.json", json.dumps({"step": step, "metrics": metrics}).encode())
+        for old in complete_steps(folder)[:-keep]:
+            (folder / f"step-{old:08d}.json").unlink()
+            shutil.rmtree(folder / f"step-{old:08d}")
+    torch.distributed.barrier()
+
+
+def load_newest(engine: Any, folder: Path) -> tuple[int, list[dict[str, Any]]]:
+    """(step, metrics up to it) of the newest complete checkpoint, loaded into the engine; (0, []) when there is none."""
+    steps = complete_steps(folder)
+    if not steps:
+        return 0, []
+    tag = f"step-{steps[-1]:08d}"
+    path, _ = engine.load_checkpoint(str(folder), tag=tag)
+    if path is None:
+        raise WorkError(f"DeepSpeed could not load checkpoint {folder}/{tag}; delete it to go on from the one before")
+    marker = json.loads((folder / f"{tag}.json").read_text())
+    return steps[-1], marker["metrics"]

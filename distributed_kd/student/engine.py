@@ -1,0 +1,87 @@
+"""The DeepSpeed engine of a rank: our configuration, the user's merged over it, and the engine itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from distributed_kd.errors import RequestError
+from distributed_kd.recipe import Trainer
+from distributed_kd.student.model import DistillationModel
+
+# The recipe says these; said twice they could differ.
+_OURS = {
+    "train_batch_size": "trainer.global_batch",
+    "train_micro_batch_size_per_gpu": "trainer.micro_batch",
+    "gradient_accumulation_steps": "trainer.global_batch and trainer.micro_batch",
+    "gradient_clipping": "trainer.gradient_clipping",
+    "scheduler": "trainer.schedule",
+    "bf16": "trainer.precision",
+    "fp16": "trainer.precision",
+}
+
+
+def deepspeed_config(trainer: Trainer, world: int) -> dict[str, Any]:
+    """The whole DeepSpeed configuration. Raises `RequestError` for a user's key that the recipe already says."""
+    user = _user_config(trainer.deepspeed)
+    for key in sorted(_OURS.keys() & user.keys()):
+        raise RequestError(f"trainer.deepspeed says {key}; say it as {_OURS[key]} instead")
+    config: dict[str, Any] = {
+        "train_batch_size": trainer.global_batch,
+        "train_micro_batch_size_per_gpu": trainer.micro_batch,
+        "gradient_accumulation_steps": trainer.global_batch // (trainer.micro_batch * world),
+        "gradient_clipping": trainer.gradient_clipping,
+        "steps_per_print": 1_000_000_000,  # progress is ours to show
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "torch_adam": True,  # the fused ones are compiled at start and need a CUDA toolkit
+                "lr": trainer.learning_rate,
+                "weight_decay": trainer.weight_decay,
+            },
+        },
+        "zero_optimization": {"stage": 1},
+        "bf16": {"enabled": trainer.precision == "bfloat16"},
+        "fp16": {"enabled": trainer.precision == "float16"},
+    }
+    return _merged(config, user)
+
+
+def zero_stage(config: dict[str, Any]) -> int:
+    return int(config["zero_optimization"].get("stage", 0))
+
+
+def start_engine(model: DistillationModel, trainer: Trainer, config: dict[str, Any], steps: int) -> Any:
+    """The engine; its optimizer has only the parameters that are trained."""
+    import deepspeed
+    from transformers import get_scheduler
+
+    warmup = round(trainer.warmup_fraction * steps)
+    name = {"cosine": "cosine", "constant": "constant_with_warmup"}[trainer.schedule]
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],
+        config=config,
+        lr_scheduler=lambda optimizer: get_scheduler(name, optimizer, warmup, steps),
+    )
+    return engine
+
+
+def _user_config(given: dict[str, Any] | str) -> dict[str, Any]:
+    if isinstance(given, dict):
+        return given
+    try:
+        config = json.loads(Path(given).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise RequestError(f"trainer.deepspeed {given} is not a JSON file that can be read: {error}") from error
+    # "auto" is how the Hugging Face Trainer's files leave a value to the trainer.
+    return {key: value for key, value in config.items() if value != "auto"}
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        result[key] = _merged(base[key], value) if both else value
+    return result

@@ -1,0 +1,46 @@
+"""The student as DeepSpeed sees it: a module whose forward takes a micro-batch and returns the loss.
+
+Everything that reads a parameter happens inside `forward`, called as `engine(batch)`: under ZeRO-3 a parameter read
+outside it has no elements. The head's weight is read as an attribute and never called as a module, so it is
+registered as an external parameter, which DeepSpeed then gathers around this module's forward.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from distributed_kd.models import parts
+from distributed_kd.recipe import Objective
+from distributed_kd.student.objective import Loss, linear_distillation_loss
+from distributed_kd.student.stream import MicroBatch
+
+
+class DistillationModel(nn.Module):
+    def __init__(self, model: Any, objective: Objective, zero_stage: int = 0) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.last_loss: Loss | None = None
+        if zero_stage == 3:
+            from deepspeed.zero import register_external_parameter
+
+            head = parts.head_of(model)
+            for parameter in (head.weight, head.bias):
+                if parameter is not None:
+                    register_external_parameter(self, parameter)
+
+    def forward(self, batch: MicroBatch, scale: float) -> Tensor:
+        """The loss summed over the micro-batch's positions, times `scale`; its parts stay in `last_loss`."""
+        hidden = parts.body_of(self.model)(batch.input_ids, batch.position_ids)
+        loss = linear_distillation_loss(
+            hidden[batch.loss_mask],
+            parts.head_of(self.model),
+            batch.targets,
+            temperature=self.objective.temperature,
+            alpha=self.objective.alpha,
+            chunk=self.objective.chunk,
+        )
+        self.last_loss = Loss(*(part.detach() for part in loss))
+        return loss.total * scale

@@ -1,0 +1,102 @@
+"""The train stage: the student from the cache, then the baseline, each in ranks of its own.
+
+The teacher is not loaded here, and need not be on disk.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from distributed_kd import cache, console
+from distributed_kd.cache.manifest import FOLDER as CACHE_FOLDER
+from distributed_kd.cache.reader import LogitCache
+from distributed_kd.corpus.sequences import Sequences
+from distributed_kd.errors import RequestError
+from distributed_kd.launch.torchrun import launch
+from distributed_kd.models.config import load_config, longest_sequence
+from distributed_kd.models.locate import cache_folder
+from distributed_kd.models.tokenizer import load_tokenizer, tokenizer_sha256
+from distributed_kd.recipe import Recipe, dump
+from distributed_kd.store.digest import differences
+from distributed_kd.store.filesystem import Store
+from distributed_kd.store.manifest import refuse_other
+from distributed_kd.student import artifact
+from distributed_kd.student.build import student_folder
+from distributed_kd.student.worker import number_of_steps
+
+
+def train(recipe: Recipe) -> None:
+    """Writes `WORKDIR/student` and `WORKDIR/baseline`, or finds them done. Raises `RequestError`, `WorkError`."""
+    workdir = Store(recipe.workdir)
+    logits = cache.open(workdir.child(CACHE_FOLDER))
+    _refuse_other_cache(recipe, logits, workdir)
+    processes = _processes(recipe)
+    for arm in artifact.ARMS if recipe.baseline is not None else ("student",):
+        own = artifact.arm_recipe(recipe, arm)
+        store = workdir.child(arm)
+        made_from = artifact.made_from_of(own, logits.manifest.fingerprint)
+        found = artifact.StudentManifest.read(store)
+        if found is not None:
+            refuse_other(found, made_from, store, f"a {arm}")
+            console.say(f"train: {arm} done already ({store.uri}, fingerprint {found.fingerprint[:12]}), skipped")
+            continue
+        _refuse_what_does_not_fit(own, logits, processes)
+        store.check_writable()
+        store.put("recipe.yaml", dump(own).encode())
+        launch("distributed_kd.student.worker", recipe, arm, processes, _log(store))
+
+
+def _refuse_other_cache(recipe: Recipe, logits: LogitCache, workdir: Store) -> None:
+    """The cache must be this recipe's; the teacher's files are not asked, since they may be gone."""
+    sequences = Sequences.open(workdir)
+    found = logits.manifest.made_from
+    wanted: dict[str, Any] = {
+        **found,
+        "sequences": sequences.manifest.fingerprint,
+        "targets": recipe.targets.model_dump(mode="json"),
+        "teacher": {**found["teacher"], **recipe.teachers[0].model_dump(include={"model", "revision", "dtype"})},
+    }
+    lines = differences(found, wanted)
+    if lines:
+        raise RequestError(
+            f"{logits.store.uri} is another recipe's cache ({'; '.join(lines[:6])}); "
+            f"choose another `workdir`, or delete that folder to capture again"
+        )
+
+
+def _refuse_what_does_not_fit(recipe: Recipe, logits: LogitCache, processes: int) -> None:
+    trainer = recipe.trainer
+    if trainer.global_batch % (processes * trainer.micro_batch):
+        raise RequestError(
+            f"trainer.global_batch {trainer.global_batch} is not a multiple of processes x micro_batch "
+            f"({processes} x {trainer.micro_batch})"
+        )
+    if number_of_steps(recipe, len(logits)) < 1:
+        raise RequestError(
+            f"trainer.global_batch {trainer.global_batch} is more than the cache's {len(logits)} sequences "
+            f"in {trainer.epochs} epochs; lower it"
+        )
+    folder = student_folder(recipe)
+    bound = longest_sequence(load_config(folder))
+    longest = Sequences.open(Store(recipe.workdir)).manifest.sequence_length
+    if bound is not None and longest > bound:
+        raise RequestError(f"sequences of {longest} ids are beyond the student's {bound} positions ({folder})")
+    own = tokenizer_sha256(load_tokenizer(folder))
+    if own != logits.manifest.tokenizer_sha256:
+        raise RequestError(
+            f"the student's tokenizer is not the cache's: {recipe.student.model} has {own[:12]}, the cache of teacher "
+            f"{logits.manifest.teacher} has {logits.manifest.tokenizer_sha256[:12]}; choose a student of the same one"
+        )
+
+
+def _processes(recipe: Recipe) -> int:
+    if isinstance(recipe.trainer.processes, int):
+        return recipe.trainer.processes
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def _log(store: Store) -> Path:
+    return Path(store.path("train.log")) if store.is_local else cache_folder() / "logs" / "train.log"

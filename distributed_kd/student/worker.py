@@ -1,0 +1,123 @@
+"""What every rank runs, whatever launched it: `python -m distributed_kd.student.worker SPEC`.
+
+SPEC is a JSON file with the resolved recipe, the arm (student or baseline) and a folder for progress and errors.
+The launcher gives RANK, WORLD_SIZE and the rendezvous in the environment, as torchrun does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distributed_kd import cache
+from distributed_kd.cache.manifest import FOLDER as CACHE_FOLDER
+from distributed_kd.errors import DkdError
+from distributed_kd.models import parts
+from distributed_kd.recipe import Recipe, parse
+from distributed_kd.store.digest import fingerprint
+from distributed_kd.store.filesystem import Store
+from distributed_kd.store.folder import put_folder
+from distributed_kd.store.manifest import Run, peak_memory_bytes
+from distributed_kd.student import artifact, checkpoint, loop
+from distributed_kd.student.build import load_student, student_folder
+from distributed_kd.student.engine import deepspeed_config, start_engine, zero_stage
+from distributed_kd.student.export import gather_weights, write_export
+from distributed_kd.student.model import DistillationModel
+from distributed_kd.student.order import GlobalOrder
+from distributed_kd.student.stream import Stream
+
+
+def run(recipe: Recipe, arm: str, notes: Path) -> None:
+    """Trains one arm and writes its artifact, all ranks together."""
+    import deepspeed
+
+    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    recipe = artifact.arm_recipe(recipe, arm)
+    workdir = Store(recipe.workdir)
+    store = workdir.child(arm)
+    logits = cache.open(workdir.child(CACHE_FOLDER))
+    made_from = artifact.made_from_of(recipe, logits.manifest.fingerprint)
+    folder = student_folder(recipe)
+
+    model = load_student(recipe, folder)
+    parts.check(model)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    config = deepspeed_config(recipe.trainer, world)
+    steps = number_of_steps(recipe, len(logits))
+    wrapped = DistillationModel(model, recipe.objective, zero_stage(config))
+    engine = start_engine(wrapped, recipe.trainer, config, steps)
+    order = GlobalOrder(logits.manifest.fingerprint, recipe.trainer.seed, len(logits), recipe.trainer.global_batch)
+    stream = Stream(
+        logits, order, rank=rank, world=world,
+        micro_batch=recipe.trainer.micro_batch, temperature=recipe.objective.temperature,
+    )  # fmt: skip
+    checkpoints = checkpoint.checkpoint_folder(store, fingerprint(made_from))
+    metrics = loop.train(engine, stream, recipe.trainer, steps, checkpoints, _reporter(notes, rank, steps))
+
+    weights = gather_weights(model)
+    if rank == 0:
+        with tempfile.TemporaryDirectory() as temporary:
+            write_export(model, weights, folder, Path(temporary))
+            put_folder(Path(temporary), store, artifact.EXPORT)
+        artifact.put_metrics(store, metrics)
+        Run(sum(line["seconds"] for line in metrics), peak_memory_bytes()).put(store)
+        artifact.StudentManifest(
+            made_from=made_from,
+            fingerprint=fingerprint(made_from),
+            arm=arm,  # type: ignore[arg-type]  # validated by pydantic
+            steps=steps,
+            sequences_seen=steps * recipe.trainer.global_batch,
+            parameters=parameters,
+            trained_parameters=trained,
+            tokenizer_sha256=logits.manifest.tokenizer_sha256,
+        ).put(store)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def number_of_steps(recipe: Recipe, sequences: int) -> int:
+    """Optimizer steps: as said, or whole batches in so many epochs of the cache's sequences."""
+    if recipe.trainer.steps is not None:
+        return recipe.trainer.steps
+    assert recipe.trainer.epochs is not None
+    return recipe.trainer.epochs * sequences // recipe.trainer.global_batch
+
+
+def _reporter(notes: Path, rank: int, steps: int) -> Any:
+    """Rank 0 leaves its progress where the launcher looks for it."""
+
+    def report(metrics: list[dict[str, Any]]) -> None:
+        if rank == 0:
+            last = metrics[-1]
+            rate = last["positions"] / last["seconds"]
+            note = f"loss {last['loss']:.3f}, {rate:,.0f} positions/s"
+            temporary = notes / "progress.json.tmp"
+            temporary.write_text(json.dumps({"done": len(metrics), "total": steps, "note": note}))
+            temporary.replace(notes / "progress.json")
+
+    return report
+
+
+def main() -> None:
+    spec = json.loads(Path(sys.argv[1]).read_text())
+    notes = Path(spec["notes"])
+    try:
+        run(parse(spec["recipe"]), spec["arm"], notes)
+    except DkdError as error:
+        # The launcher shows this line in place of a traceback of every rank.
+        told = {"message": str(error), "exit_code": error.exit_code}
+        (notes / f"error-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(told))
+        sys.stdout.flush()
+        os._exit(error.exit_code)  # the other ranks wait in a collective; torchrun ends them once this one is gone
+
+
+if __name__ == "__main__":
+    main()

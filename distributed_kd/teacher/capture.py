@@ -1,0 +1,220 @@
+"""The cache stage: Ray actors over shard numbers.
+
+One unit of work is one whole shard. The actor reads sequence shard `i`, runs the teacher, writes logit shard `i`
+and then its receipt, and returns the receipt: logits never enter Ray's object store. The driver hands out the
+numbers that have no receipt yet and commits the manifest when none is missing, so a capture that died goes on
+where its receipts end.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distributed_kd import console
+from distributed_kd.cache import codecs, shard as shards
+from distributed_kd.cache.manifest import FOLDER, CacheManifest, Receipt, totals
+from distributed_kd.cache.shard import Row
+from distributed_kd.corpus.sequences import Sequences
+from distributed_kd.errors import RequestError
+from distributed_kd.launch.ray_session import ray_session, task_errors
+from distributed_kd.models.config import load_config, vocabulary_size
+from distributed_kd.models.locate import identity, locate
+from distributed_kd.models.tokenizer import load_tokenizer, tokenizer_sha256
+from distributed_kd.recipe import Recipe, dump
+from distributed_kd.store.digest import fingerprint, sha256
+from distributed_kd.store.filesystem import Store
+from distributed_kd.store.index import ShardEntry, put_index, shard_name
+from distributed_kd.store.manifest import Run, peak_memory_bytes, refuse_other
+
+if TYPE_CHECKING:
+    from distributed_kd.teacher.forward import TeacherForward
+
+# Bytes a kept id and a position take in the simple codec, measured at K = 64 on text; only to refuse a full disk.
+_BYTES_A_KEPT_ID = 2.5
+_BYTES_A_POSITION = 8.0
+
+
+def capture(recipe: Recipe) -> CacheManifest:
+    """Writes `WORKDIR/cache`, or what is missing of it. Raises `RequestError` for a request that cannot be met."""
+    begun = time.monotonic()
+    workdir = Store(recipe.workdir)
+    store = workdir.child(FOLDER)
+    sequences = Sequences.open(workdir)
+    entries = sequences.shards("train")
+    found = CacheManifest.read(store)
+    made_from = made_from_of(recipe, sequences, _teacher_identity(recipe, found))
+    if found is not None:
+        refuse_other(found, made_from, store, "a cache")
+        if found.index is not None:
+            console.say(f"cache: done already ({store.uri}, fingerprint {found.fingerprint[:12]}), skipped")
+            return found
+        manifest = found
+    else:
+        manifest = _new_manifest(recipe, sequences, made_from, len(entries))
+        store.check_writable()
+        _refuse_full_disk(store, recipe, sum(entry.positions for entry in entries))
+        store.put("recipe.yaml", dump(recipe).encode())
+        manifest.put(store)
+
+    receipts = Receipt.read_all(store, manifest.fingerprint)
+    missing = [entry for entry in entries if entry.shard not in receipts]
+    if len(missing) < len(entries):
+        console.say(f"cache: {len(receipts)} of {len(entries)} shards are there already; going on")
+    peak = _run(recipe, manifest, missing, receipts) if missing else 0
+    parts, kept_mass = totals(list(receipts.values()))
+    committed = manifest.model_copy(
+        update={
+            "index": put_index(store, [receipt.entry for receipt in receipts.values()]),
+            "bytes_by_part": parts,
+            "mean_kept_mass": kept_mass,
+        }
+    )
+    Run(time.monotonic() - begun, max(peak, peak_memory_bytes())).put(store)
+    committed.put(store)
+    return committed
+
+
+def made_from_of(recipe: Recipe, sequences: Sequences, teacher: dict[str, str]) -> dict[str, Any]:
+    """What a cache of this recipe is made from; `teacher` is the identity of the model's files."""
+    spec = recipe.teachers[0]
+    return {
+        "sequences": sequences.manifest.fingerprint,
+        "teacher": {"model": spec.model, "revision": spec.revision, "dtype": spec.dtype, **teacher},
+        "targets": recipe.targets.model_dump(mode="json"),
+        "capture": recipe.capture.model_dump(mode="json", include={"batch_tokens", "head_chunk"}),
+        "codec": codecs.DEFAULT,
+    }
+
+
+def _teacher_identity(recipe: Recipe, found: CacheManifest | None) -> dict[str, str]:
+    """Of the teacher's files; of the finished cache where the teacher is no longer on disk."""
+    spec = recipe.teachers[0]
+    try:
+        return identity(locate(spec.model, spec.revision))
+    except RequestError:
+        if found is None or found.index is None:
+            raise
+        return {key: found.made_from["teacher"][key] for key in ("config_sha256", "weights_sha256")}
+
+
+def _new_manifest(recipe: Recipe, sequences: Sequences, made_from: dict[str, Any], shard_count: int) -> CacheManifest:
+    spec = recipe.teachers[0]
+    folder = locate(spec.model, spec.revision)
+    vocabulary = vocabulary_size(load_config(folder))
+    if recipe.targets.k > vocabulary:
+        raise RequestError(f"targets.k {recipe.targets.k} is more than the {vocabulary} ids of teacher {spec.model}")
+    teacher_tokenizer = tokenizer_sha256(load_tokenizer(folder))
+    own = sequences.manifest.tokenizer
+    if teacher_tokenizer != own.sha256:
+        raise RequestError(
+            f"the teacher's tokenizer is not the sequences': {spec.model} has {teacher_tokenizer[:12]}, "
+            f"{own.name} has {own.sha256[:12]}; prepare with the teacher's tokenizer"
+        )
+    return CacheManifest(
+        made_from=made_from,
+        fingerprint=fingerprint(made_from),
+        codec=codecs.DEFAULT,
+        teacher=spec.model,
+        revision=spec.revision,
+        tokenizer_sha256=own.sha256,
+        vocabulary_size=vocabulary,
+        packing=sequences.manifest.packing,
+        method=recipe.targets.method,
+        k=recipe.targets.k,
+        temperatures=recipe.targets.temperatures,
+        shards=shard_count,
+        index=None,
+    )
+
+
+def _refuse_full_disk(store: Store, recipe: Recipe, positions: int) -> None:
+    planned = int(positions * (recipe.targets.k * _BYTES_A_KEPT_ID + _BYTES_A_POSITION))
+    free = store.free_bytes()
+    if free is not None and free < planned:
+        raise RequestError(
+            f"workdir {recipe.workdir} has {free / 1e9:.2f} GB free and the cache needs about {planned / 1e9:.2f} GB "
+            f"({positions:,} positions at K = {recipe.targets.k}); free some, or choose another `workdir` or a smaller K"
+        )
+
+
+def _run(recipe: Recipe, manifest: CacheManifest, missing: list[ShardEntry], receipts: dict[int, Receipt]) -> int:
+    """Captures the missing shards, adding to `receipts`. Returns the replicas' peak memory in bytes."""
+    import ray
+    from ray.util import ActorPool
+
+    with ray_session(recipe.capture.address), task_errors():
+        count, resources = _replicas(recipe, len(missing))
+        # Ray starts a replica again when its process dies, and gives it its shard again; an error is not retried.
+        actor = ray.remote(**resources, max_restarts=3, max_task_retries=3)(Replica)
+        replicas = [actor.remote(recipe, manifest) for _ in range(count)]
+        shards_done = ActorPool(replicas).map_unordered(
+            lambda replica, shard: replica.capture.remote(shard), [entry.shard for entry in missing]
+        )
+        positions, begun = 0, time.monotonic()
+        with console.progress("cache", sum(entry.positions for entry in missing)) as advance:
+            for receipt in shards_done:
+                receipts[receipt.entry.shard] = receipt
+                positions += receipt.entry.positions
+                per_position = receipt.entry.bytes / max(1, receipt.entry.positions)
+                rate = positions / (time.monotonic() - begun)
+                advance(positions, f"{rate:,.0f} positions/s, {per_position:.0f} bytes a position")
+        return max(ray.get([replica.peak_memory_bytes.remote() for replica in replicas]))
+
+
+def _replicas(recipe: Recipe, work: int) -> tuple[int, dict[str, float]]:
+    """How many replicas, and what each asks of Ray: a GPU each where there are any, else a share of the processors."""
+    import ray
+
+    available = ray.cluster_resources()
+    gpus = int(available.get("GPU", 0))
+    wanted = recipe.capture.replicas
+    count = min(work, wanted if isinstance(wanted, int) else max(1, gpus))
+    if gpus:
+        return count, {"num_gpus": 1, "num_cpus": 1}
+    return count, {"num_cpus": max(1, int(available.get("CPU", 1)) // count)}
+
+
+class Replica:
+    """Ray actor: one copy of the teacher, loaded with the first shard, so that a refusal reaches the driver as itself."""
+
+    def __init__(self, recipe: Recipe, manifest: CacheManifest) -> None:
+        workdir = Store(recipe.workdir)
+        self.recipe = recipe
+        self.manifest = manifest
+        self.store = workdir.child(FOLDER)
+        self.sequences = Sequences.open(workdir)
+
+    @cached_property
+    def teacher(self) -> TeacherForward:
+        import ray
+        import torch
+
+        from distributed_kd.teacher.forward import TeacherForward
+
+        torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+        return TeacherForward(self.recipe.teachers[0], self.recipe.targets, self.recipe.capture)
+
+    def capture(self, shard: int) -> Receipt:
+        """One shard: read, run, encode, write, then the receipt."""
+        sequences = self.sequences.read(shard)
+        targets = self.teacher(sequences)
+        rows = [Row(sequence, own) for sequence, own in zip(sequences, targets, strict=True)]
+        data, parts = shards.encode(rows, self.manifest.codec, self.manifest.fingerprint, shard)
+        self.store.put(shard_name(shard), data)
+        positions = sum(len(own) for own in targets)
+        entry = ShardEntry(shard, len(rows), positions, len(data), sha256(data))
+        receipt = Receipt(self.manifest.fingerprint, entry, parts, _kept_mass(rows))
+        receipt.put(self.store)
+        return receipt
+
+    def peak_memory_bytes(self) -> int:
+        return peak_memory_bytes()
+
+
+def _kept_mass(rows: list[Row]) -> float:
+    """Kept mass summed over positions, at the first temperature: sigmoid(-odds)."""
+    return sum(float((1.0 / (1.0 + np.exp(row.targets.tail_odds[:, 0].astype(np.float64)))).sum()) for row in rows)

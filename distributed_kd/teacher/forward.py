@@ -1,0 +1,63 @@
+"""The teacher on its accelerator: sequences in, soft targets of their scored positions out.
+
+The body runs over a batch; the head is applied to the scored positions alone, `head_chunk` of them at a time, so
+the logits that exist at once are [head_chunk, V], never [B, S, V].
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from distributed_kd.cache.soft_targets import SoftTargets
+from distributed_kd.corpus.batch import by_tokens, collate
+from distributed_kd.corpus.sequences import Sequence
+from distributed_kd.errors import RequestError, WorkError
+from distributed_kd.models import parts
+from distributed_kd.models.load import choose_device, load_causal_lm, resolve_dtype
+from distributed_kd.models.locate import locate
+from distributed_kd.recipe import Capture, Targets, Teacher
+from distributed_kd.teacher.targets import choose
+
+
+class TeacherForward:
+    """Loads the teacher and checks its head against its own forward. Raises `RequestError` when it does not fit."""
+
+    def __init__(self, teacher: Teacher, targets: Targets, capture: Capture) -> None:
+        self.targets = targets
+        self.capture = capture
+        self.device = choose_device()
+        folder = locate(teacher.model, teacher.revision)
+        model = load_causal_lm(folder, resolve_dtype(teacher.dtype, self.device), self.device)
+        parts.check(model)
+        self._body = parts.body_of(model)
+        self._head = parts.head_of(model)
+        vocabulary = self._head.weight.shape[0]
+        if targets.k > vocabulary:
+            raise RequestError(f"targets.k {targets.k} is more than the teacher's {vocabulary} ids")
+
+    @torch.inference_mode()
+    def __call__(self, sequences: list[Sequence]) -> list[SoftTargets]:
+        """The targets of each sequence's scored positions, [positions, K] each."""
+        rows = []
+        for group in by_tokens(sequences, self.capture.batch_tokens):
+            batch = collate(group)
+            hidden = self._body(
+                torch.from_numpy(batch.input_ids).to(self.device), torch.from_numpy(batch.position_ids).to(self.device)
+            )
+            scored = hidden[torch.from_numpy(batch.loss_mask).to(self.device)]  # [positions, D]
+            chunks = [
+                choose(self._head.logits(chunk).float(), self.targets) for chunk in scored.split(self.capture.head_chunk)
+            ]
+            flat = SoftTargets.concatenate(chunks)
+            ends = np.cumsum([0] + [sequence.positions for sequence in group])
+            rows += [flat[begin:end] for begin, end in pairwise(ends)]
+        for sequence, targets in zip(sequences, rows, strict=True):
+            if not (np.isfinite(targets.logits).all() and not np.isnan(targets.tail_odds).any()):
+                raise WorkError(
+                    f"the teacher gave a number that is not finite for sequence {sequence.sequence_id}; "
+                    f"try teachers.0.dtype=float32"
+                )
+        return rows
