@@ -11,22 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distributed_kd.errors import DkdError, not_yet
+from distributed_kd.errors import DkdError, RequestError, not_yet
 
 if TYPE_CHECKING:
     from distributed_kd.recipe import Recipe
 
 app = typer.Typer(
     help="Distributed KD: run the teacher once, cache its logits, train students from the cache.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="a YAML recipe")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="recipe keys to override")
-]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="recipe keys to override")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object, and no progress")]
 Debug = Annotated[bool, typer.Option("--debug", help="show a traceback on errors")]
 INTERRUPTED = 130
@@ -96,7 +93,7 @@ def inspect(
     """What a cache holds, finished or not."""
     from distributed_kd.cache.inspect import inspect as facts_of
 
-    _quiet(as_json)
+    _begin(as_json)
     _show(facts_of(cache), as_json)
 
 
@@ -153,9 +150,7 @@ def merge(
 
 
 @app.command()
-def export(
-    cache: str, out: Annotated[str, typer.Option("--out")], as_json: Json = False, debug: Debug = False
-) -> None:
+def export(cache: str, out: Annotated[str, typer.Option("--out")], as_json: Json = False, debug: Debug = False) -> None:
     """A cache as plain Parquet."""
     raise not_yet("dkd export", "`distributed_kd.cache.open(uri)` reads a cache from Python")
 
@@ -179,16 +174,14 @@ def doctor(
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exits 0 done, 1 the work failed, 2 the request was wrong, 130 stopped by Ctrl-C."""
-    import click
+    from typer.exceptions import Abort, TyperException
 
-    given = sys.argv[1:] if arguments is None else arguments
+    given = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         code = app(given, prog_name="dkd", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        _fail(error.format_message(), 2)
-    except click.ClickException as error:
-        _fail(f"{error.format_message()}; see `dkd --help`", error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except TyperException as error:
+        _fail(f"{getattr(error, 'format_message', error.__str__)()}; see `dkd --help`", RequestError.exit_code)
+    except (KeyboardInterrupt, Abort):
         _fail("stopped; the same command goes on where it was", INTERRUPTED)
     except DkdError as error:
         if "--debug" in given:
@@ -209,13 +202,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"dkd: {message}" if code else message, file=sys.stderr)
+    print(f"dkd: {message}", file=sys.stderr)
     sys.exit(code)
 
 
-def _quiet(as_json: bool) -> None:
-    from distributed_kd.console import set_quiet
+def _begin(as_json: bool) -> None:
+    from distributed_kd.console import claim_stdout, set_quiet
 
+    claim_stdout()
     if as_json:
         set_quiet()
 
@@ -223,7 +217,7 @@ def _quiet(as_json: bool) -> None:
 def _load(path: str, overrides: list[str] | None, as_json: bool) -> Recipe:
     from distributed_kd.recipe import load
 
-    _quiet(as_json)
+    _begin(as_json)
     return load(path, overrides or [])
 
 
@@ -239,8 +233,10 @@ def _stage(stage: str, path: str, overrides: list[str] | None, as_json: bool) ->
 
 def _show(facts: dict[str, Any], as_json: bool) -> None:
     """Results go to standard output: one JSON object, or a line a fact."""
+    from distributed_kd.console import results
+
     if as_json:
-        print(json.dumps(facts))
+        print(json.dumps(facts), file=results(), flush=True)
         return
     from rich.console import Console
     from rich.table import Table
@@ -248,18 +244,20 @@ def _show(facts: dict[str, Any], as_json: bool) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     for key, value in facts.items():
         table.add_row(key, _readable(value))
-    Console(soft_wrap=False).print(table)
+    Console(file=results()).print(table)
 
 
 def _show_report(report: dict[str, Any], recipe: Recipe, as_json: bool) -> None:
+    from distributed_kd.console import results
+
     if as_json:
-        print(json.dumps(report))
+        print(json.dumps(report), file=results(), flush=True)
         return
     from rich.console import Console
 
     from distributed_kd.evaluate.table import report_table
 
-    out = Console()
+    out = Console(file=results())
     out.print(report_table(report))
     out.print(f"report: {recipe.workdir}/report/report.html", soft_wrap=True)
 

@@ -1,18 +1,22 @@
 """What a person sees while work goes on: progress with time left, plain lines without a terminal, nothing if quiet.
 
-Everything goes to standard error, so that standard output carries results alone.
+Everything goes to standard error, so that standard output carries results alone: libraries that print there too
+are sent to standard error by `claim_stdout`.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 QUIET_VARIABLE = "DKD_QUIET"
 _PLAIN_SECONDS = 10.0
+_results: TextIO | None = None
 
 
 class Advance(Protocol):
@@ -26,6 +30,22 @@ def is_quiet() -> bool:
 def set_quiet() -> None:
     """For this process and those it starts."""
     os.environ[QUIET_VARIABLE] = "1"
+
+
+def claim_stdout() -> None:
+    """From now on only `results()` reaches this process's standard output, and libraries show no bars of theirs."""
+    global _results
+    if _results is None:
+        sys.stdout.flush()
+        _results = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+
+
+def results() -> TextIO:
+    """Where a command's result goes."""
+    return _results or sys.stdout
 
 
 def console() -> Any:
@@ -51,7 +71,14 @@ def progress(description: str, total: float) -> Iterator[Advance]:
 
 
 def _bar(out: Any, description: str, total: float) -> Iterator[Advance]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),

@@ -83,7 +83,12 @@ class Targets(Section):
 
 
 class Capture(Section):
-    replicas: Positive | Literal["auto"] = Field("auto", description="teacher copies; auto: one a GPU, or one on a CPU")
+    replicas: Positive | Literal["auto"] = Field(
+        "auto", description="teacher copies; auto: one a GPU, without any one for each `threads` processors"
+    )
+    threads: Positive = Field(
+        1, description="processors a replica computes with on a CPU; another number may change the last bits"
+    )
     batch_tokens: Positive = Field(4096, description="tokens in one teacher forward, at most (one sequence at least)")
     head_chunk: Positive = Field(256, description="positions whose logits exist at once")
     address: str | None = Field(None, description="Ray cluster address; a local Ray when not given")

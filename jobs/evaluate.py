@@ -1,4 +1,4 @@
-"""Ray job entry point: `python jobs/evaluate.py RECIPE [KEY=VALUE ...]` is `dkd evaluate`, on the cluster it runs in."""
+"""Ray job entry point: `python jobs/evaluate.py RECIPE [KEY=VALUE ...]` is `dkd evaluate`, on its cluster."""
 
 import sys
 

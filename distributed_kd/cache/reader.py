@@ -52,7 +52,9 @@ class LogitCache:
             tuple(self.manifest.temperatures),
         )
         if len(rows) != entry.rows:
-            raise RequestError(f"{self.store.uri}: shard {entry.shard} has {len(rows)} rows, the index says {entry.rows}")
+            raise RequestError(
+                f"{self.store.uri}: shard {entry.shard} has {len(rows)} rows, the index says {entry.rows}"
+            )
         return rows
 
 

@@ -33,9 +33,7 @@ def encode(rows: list[Row], codec_name: str, fingerprint: str, shard: int) -> tu
     encoded = codecs.find(codec_name).encode(SoftTargets.concatenate([row.targets for row in rows]))
     ends = np.cumsum([0] + [len(row.targets) for row in rows]).astype(np.int32)
     columns = sequences_to_columns([row.sequence for row in rows])
-    columns |= {
-        name: pa.ListArray.from_arrays(pa.array(ends), column) for name, column in encoded.columns.items()
-    }
+    columns |= {name: pa.ListArray.from_arrays(pa.array(ends), column) for name, column in encoded.columns.items()}
     metadata = {"codec": codec_name, "fingerprint": fingerprint, "shard": str(shard)}
     data = table_bytes(pa.table(columns, metadata=metadata))
 
@@ -63,9 +61,7 @@ def decode(table: pa.Table, shard: int, fingerprint: str, isolated: bool, temper
     ends = np.cumsum([0] + [sequence.positions for sequence in sequences])
     if len(targets) != ends[-1]:
         raise RequestError(f"shard {shard} holds targets of {len(targets)} positions for {ends[-1]} scored ones")
-    return [
-        Row(sequence, targets[begin:end]) for sequence, (begin, end) in zip(sequences, pairwise(ends), strict=True)
-    ]
+    return [Row(sequence, targets[begin:end]) for sequence, (begin, end) in zip(sequences, pairwise(ends), strict=True)]
 
 
 def _compressed_bytes(column: pa.Array) -> int:

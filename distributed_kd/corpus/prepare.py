@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -66,9 +67,7 @@ def prepare(recipe: Recipe) -> SequencesManifest:
     name, revision = tokenizer_of(recipe)
     folder = locate(name, revision, weights=False)
     tokenizer = load_tokenizer(folder)
-    identity = TokenizerIdentity(
-        name=name, sha256=tokenizer_sha256(tokenizer), vocabulary_size=len(tokenizer)
-    )
+    identity = TokenizerIdentity(name=name, sha256=tokenizer_sha256(tokenizer), vocabulary_size=len(tokenizer))
     end_of_document(tokenizer, name)
     _refuse_too_long(corpus.sequence_length, recipe.teachers[0])
     made_from = {
@@ -133,7 +132,7 @@ def _cut(
     for split in SPLITS:
         starts = np.cumsum([0] + [block.sequences[split] for block in blocks])
         total = int(starts[-1])
-        references = []
+        references: list[Any] = []
         for begin in range(0, total, corpus.shard_sequences):
             end = min(begin + corpus.shard_sequences, total)
             covered = range(int(np.searchsorted(starts, begin, "right")) - 1, int(np.searchsorted(starts, end, "left")))

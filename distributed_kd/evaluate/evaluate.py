@@ -61,9 +61,8 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
 
     held_out = [row for entry in sequences.shards(recipe.evaluate.split) for row in sequences.read(entry.shard)]
     if not held_out:
-        raise RequestError(
-            f"{sequences.store.uri} holds no {recipe.evaluate.split} sequence; set corpus.{recipe.evaluate.split}_fraction"
-        )
+        split = recipe.evaluate.split
+        raise RequestError(f"{sequences.store.uri} holds no {split} sequence; set corpus.{split}_fraction")
     report, scores = _score(recipe, workdir, held_out, list(arms))
     report |= {
         "cache": cache_facts,

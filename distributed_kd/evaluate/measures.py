@@ -62,7 +62,9 @@ def calibration(scores: Scores) -> list[dict[str, float]]:
     """The bins behind `ece` that hold any position: mean confidence, accuracy, positions."""
     bins = _bins(document_sums(scores, np.zeros(len(scores.correct), np.int64)))[:, 0]
     return [
-        {"confidence": confidence / n, "accuracy": correct / n, "positions": n} for n, confidence, correct in bins.T if n
+        {"confidence": confidence / n, "accuracy": correct / n, "positions": n}
+        for n, confidence, correct in bins.T
+        if n
     ]
 
 

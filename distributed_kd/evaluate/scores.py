@@ -46,7 +46,11 @@ class _Tally:
 
 @torch.inference_mode()
 def score(
-    models: dict[str, Any], sequences: list[Sequence], batch_tokens: int, head_chunk: int, advance: Callable[[int], None]
+    models: dict[str, Any],
+    sequences: list[Sequence],
+    batch_tokens: int,
+    head_chunk: int,
+    advance: Callable[[int], None],
 ) -> dict[str, Scores]:
     """Scores each model by name; one of them is the teacher. `advance` is told the positions done."""
     tallies = {name: _Tally(model, parts.body_of(model), parts.head_of(model)) for name, model in models.items()}
@@ -58,9 +62,7 @@ def score(
         hidden = {name: _timed(tally, _hidden, tally, batch, scored) for name, tally in tallies.items()}
         for begin in range(0, len(labels), head_chunk):
             chunk = slice(begin, begin + head_chunk)
-            logits = {
-                name: _timed(tally, _logits, tally.head, hidden[name][chunk]) for name, tally in tallies.items()
-            }
+            logits = {name: _timed(tally, _logits, tally.head, hidden[name][chunk]) for name, tally in tallies.items()}
             teacher = logits[TEACHER].log_softmax(dim=1)
             for name, tally in tallies.items():
                 device_labels = labels[chunk].to(teacher.device)

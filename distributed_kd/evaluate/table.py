@@ -21,8 +21,9 @@ _ROWS = (
 def report_table(report: dict[str, Any]) -> Table:
     """Teacher, student, baseline, and student minus baseline with its 95% interval over documents."""
     held_out = report["held_out"]
+    scope = f"{held_out['positions']:,} positions of {held_out['documents']} held-out documents"
     table = Table(
-        title=f"{held_out['positions']:,} positions of {held_out['documents']} held-out documents ({held_out['split']})",
+        title=f"{scope} ({held_out['split']})",
         caption=f"retention, the student's accuracy over the teacher's: {report['retention']:.3f}",
     )
     table.add_column("")

@@ -33,7 +33,9 @@ def submit_stage(stage: str, recipe: Recipe, address: str, follow: bool) -> dict
         client = JobSubmissionClient(address)
     except (ConnectionError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise RequestError(f"no Ray cluster takes jobs at {address} ({reason}); start one or check --address") from error
+        raise RequestError(
+            f"no Ray cluster takes jobs at {address} ({reason}); start one or check --address"
+        ) from error
     with tempfile.TemporaryDirectory(prefix="dkd-job-") as folder:
         _fill(Path(folder), stage, recipe)
         job = client.submit_job(
@@ -74,9 +76,7 @@ def _absolute(recipe: Recipe) -> Recipe:
                     "tokenizer": corpus.tokenizer and absolute(corpus.tokenizer),
                 }
             ),
-            "teachers": [
-                teacher.model_copy(update={"model": absolute(teacher.model)}) for teacher in recipe.teachers
-            ],
+            "teachers": [teacher.model_copy(update={"model": absolute(teacher.model)}) for teacher in recipe.teachers],
             "student": student.model_copy(update={"model": student.model and absolute(student.model)}),
         }
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from distributed_kd.errors import DkdError, RequestError, WorkError
 
@@ -53,4 +52,6 @@ def task_errors() -> Iterator[None]:
             raise error.cause from None
         raise WorkError(f"a Ray task failed: {type(error.cause).__name__}: {error.cause}") from error
     except ray.exceptions.RayError as error:
-        raise WorkError(f"a Ray worker was lost: {str(error).splitlines()[0]}; run the same command to resume") from error
+        raise WorkError(
+            f"a Ray worker was lost: {str(error).splitlines()[0]}; run the same command to resume"
+        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from distributed_kd import console
@@ -27,7 +29,9 @@ def launch(module: str, recipe: Recipe, arm: str, processes: int, log: Path) -> 
     with tempfile.TemporaryDirectory(prefix="dkd-ranks-") as folder:
         notes = Path(folder)
         spec = notes / "spec.json"
-        spec.write_text(json.dumps({"recipe": recipe.model_dump(mode="json"), "arm": arm, "notes": folder}))
+        spec.write_text(
+            json.dumps({"recipe": recipe.model_dump(mode="json"), "arm": arm, "notes": folder, "begun": time.time()})
+        )
         command = [
             sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
             "--master-addr", "127.0.0.1", "--master-port", str(_free_port()), "-m", module, str(spec),
@@ -63,10 +67,8 @@ def _follow(process: subprocess.Popen[bytes], notes: Path, arm: str) -> int:
 
 
 def _wait(process: subprocess.Popen[bytes]) -> None:
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_POLL_SECONDS)
-    except subprocess.TimeoutExpired:
-        pass
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -14,7 +14,9 @@ def load_config(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
-        raise RequestError(f"model {folder}: its configuration cannot be read: {' '.join(str(error).split())[:200]}") from error
+        raise RequestError(
+            f"model {folder}: its configuration cannot be read: {' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 def longest_sequence(config: Any) -> int | None:

@@ -36,4 +36,5 @@ def load_causal_lm(folder: Path, dtype: torch.dtype, device: torch.device) -> An
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise RequestError(f"model {folder} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
-    return model.to(device).eval()
+    model.to(device)  # type: ignore[arg-type]  # its decorator loses the signature
+    return model.eval()

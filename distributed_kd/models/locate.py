@@ -92,7 +92,9 @@ def _from_hub(repository: str, revision: str | None, weights: bool) -> Path:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise RequestError(f"model {repository}: neither a local folder nor to be had from the hub ({reason})") from error
+        raise RequestError(
+            f"model {repository}: neither a local folder nor to be had from the hub ({reason})"
+        ) from error
 
 
 def cache_folder() -> Path:

@@ -78,7 +78,9 @@ def check(model: Any, tolerance: float | None = None) -> None:
     own = model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits.float()
     ours = head_of(model).logits(body_of(model)(input_ids, position_ids)).float()
     if own.shape != ours.shape:
-        raise RequestError(f"{type(model).__name__}: head of {ours.shape[-1]} rows, its own forward has {own.shape[-1]}")
+        raise RequestError(
+            f"{type(model).__name__}: head of {ours.shape[-1]} rows, its own forward has {own.shape[-1]}"
+        )
     if tolerance is None:
         tolerance = 1e-4 if model.dtype == torch.float32 else 2e-2
     error = ((own - ours).abs().max() / own.abs().max().clamp(min=1.0)).item()

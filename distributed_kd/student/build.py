@@ -109,7 +109,9 @@ def which_layers(layers: int | list[int], of: int) -> list[int]:
     """A list as it is, a count evenly spread over the teacher's layers with its first and last."""
     chosen = layers if isinstance(layers, list) else [int(place) for place in np.linspace(0, of - 1, layers).round()]
     if not chosen or max(chosen) >= of or sorted(set(chosen)) != chosen:
-        raise RequestError(f"student.layers {layers}: the teacher has {of} layers, 0 to {of - 1}, each used once in order")
+        raise RequestError(
+            f"student.layers {layers}: the teacher has {of} layers, 0 to {of - 1}, each used once in order"
+        )
     return chosen
 
 

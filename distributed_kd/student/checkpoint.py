@@ -42,7 +42,7 @@ def save(engine: Any, folder: Path, step: int, metrics: list[dict[str, Any]], ke
 
 
 def load_newest(engine: Any, folder: Path) -> tuple[int, list[dict[str, Any]]]:
-    """(step, metrics up to it) of the newest complete checkpoint, loaded into the engine; (0, []) when there is none."""
+    """Loads the newest complete checkpoint: (its step, the metrics up to it), or (0, []) when there is none."""
     steps = complete_steps(folder)
     if not steps:
         return 0, []

@@ -24,22 +24,21 @@ def train(
     engine: Any,
     stream: Stream,
     trainer: Trainer,
-    steps: int,
+    steps: range,
+    metrics: list[dict[str, Any]],
     checkpoints: Path,
     report: Callable[[list[dict[str, Any]]], None],
-) -> list[dict[str, Any]]:
-    """Trains up to `steps`, from the newest complete checkpoint on. Returns one mapping of metrics a step."""
-    step, metrics = checkpoint.load_newest(engine, checkpoints)
-    for micro_batches in stream.steps(step, steps):
-        metrics.append({"step": step, **_step(engine, micro_batches)})
-        step += 1
+) -> None:
+    """Takes the optimizer steps of `steps`, adding one mapping to `metrics` for each."""
+    for step, micro_batches in zip(steps, stream.steps(steps.start, steps.stop), strict=True):
+        metrics.append({"step": step, **take_step(engine, micro_batches)})
         report(metrics)
-        if trainer.checkpoint_every and step % trainer.checkpoint_every == 0 and step < steps:
-            checkpoint.save(engine, checkpoints, step, metrics, trainer.keep_checkpoints)
-    return metrics
+        done = step + 1
+        if trainer.checkpoint_every and done % trainer.checkpoint_every == 0 and done < steps.stop:
+            checkpoint.save(engine, checkpoints, done, metrics, trainer.keep_checkpoints)
 
 
-def _step(engine: Any, micro_batches: list[MicroBatch]) -> dict[str, float]:
+def take_step(engine: Any, micro_batches: list[MicroBatch]) -> dict[str, float]:
     """One optimizer step over this rank's micro-batches, and its metrics over the global batch."""
     begun = time.monotonic()
     positions = _sum_over_ranks([float(sum(len(batch.targets) for batch in micro_batches))], engine.device)[0]

@@ -24,12 +24,12 @@ class DistillationModel(nn.Module):
         self.objective = objective
         self.last_loss: Loss | None = None
         if zero_stage == 3:
-            from deepspeed.zero import register_external_parameter
+            import deepspeed
 
             head = parts.head_of(model)
             for parameter in (head.weight, head.bias):
                 if parameter is not None:
-                    register_external_parameter(self, parameter)
+                    deepspeed.zero.register_external_parameter(self, parameter)
 
     def forward(self, batch: MicroBatch, scale: float) -> Tensor:
         """The loss summed over the micro-batch's positions, times `scale`; its parts stay in `last_loss`."""

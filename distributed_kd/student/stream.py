@@ -35,9 +35,7 @@ class MicroBatch:
             self.targets.log_p.to(device),
             self.targets.log_p_tail.to(device),
         )
-        return MicroBatch(
-            self.input_ids.to(device), self.position_ids.to(device), self.loss_mask.to(device), targets
-        )
+        return MicroBatch(self.input_ids.to(device), self.position_ids.to(device), self.loss_mask.to(device), targets)
 
 
 def to_micro_batch(rows: list[Row], temperature: float) -> MicroBatch:

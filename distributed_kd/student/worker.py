@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ from distributed_kd.student.order import GlobalOrder
 from distributed_kd.student.stream import Stream
 
 
-def run(recipe: Recipe, arm: str, notes: Path) -> None:
-    """Trains one arm and writes its artifact, all ranks together."""
+def run(recipe: Recipe, arm: str, notes: Path, begun: float) -> None:
+    """Trains one arm and writes its artifact, all ranks together. `begun` is when it was launched, in Unix time."""
     import deepspeed
 
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
@@ -60,7 +61,9 @@ def run(recipe: Recipe, arm: str, notes: Path) -> None:
         micro_batch=recipe.trainer.micro_batch, temperature=recipe.objective.temperature,
     )  # fmt: skip
     checkpoints = checkpoint.checkpoint_folder(store, fingerprint(made_from))
-    metrics = loop.train(engine, stream, recipe.trainer, steps, checkpoints, _reporter(notes, rank, steps))
+    resumed, metrics = checkpoint.load_newest(engine, checkpoints)
+    report = _reporter(notes, rank, steps)
+    loop.train(engine, stream, recipe.trainer, range(resumed, steps), metrics, checkpoints, report)
 
     weights = gather_weights(model)
     if rank == 0:
@@ -68,11 +71,12 @@ def run(recipe: Recipe, arm: str, notes: Path) -> None:
             write_export(model, weights, folder, Path(temporary))
             put_folder(Path(temporary), store, artifact.EXPORT)
         artifact.put_metrics(store, metrics)
-        Run(sum(line["seconds"] for line in metrics), peak_memory_bytes()).put(store)
+        before = sum(line["seconds"] for line in metrics[:resumed])
+        Run(before + time.time() - begun, peak_memory_bytes()).put(store)
         artifact.StudentManifest(
             made_from=made_from,
             fingerprint=fingerprint(made_from),
-            arm=arm,  # type: ignore[arg-type]  # validated by pydantic
+            arm=arm,
             steps=steps,
             sequences_seen=steps * recipe.trainer.global_batch,
             parameters=parameters,
@@ -110,7 +114,7 @@ def main() -> None:
     spec = json.loads(Path(sys.argv[1]).read_text())
     notes = Path(spec["notes"])
     try:
-        run(parse(spec["recipe"]), spec["arm"], notes)
+        run(parse(spec["recipe"]), spec["arm"], notes, spec["begun"])
     except DkdError as error:
         # The launcher shows this line in place of a traceback of every rank.
         told = {"message": str(error), "exit_code": error.exit_code}

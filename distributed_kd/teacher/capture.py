@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distributed_kd import console
-from distributed_kd.cache import codecs, shard as shards
+from distributed_kd.cache import codecs
+from distributed_kd.cache import shard as shards
 from distributed_kd.cache.manifest import FOLDER, CacheManifest, Receipt, totals
 from distributed_kd.cache.shard import Row
 from distributed_kd.corpus.sequences import Sequences
@@ -85,7 +86,7 @@ def made_from_of(recipe: Recipe, sequences: Sequences, teacher: dict[str, str]) 
         "sequences": sequences.manifest.fingerprint,
         "teacher": {"model": spec.model, "revision": spec.revision, "dtype": spec.dtype, **teacher},
         "targets": recipe.targets.model_dump(mode="json"),
-        "capture": recipe.capture.model_dump(mode="json", include={"batch_tokens", "head_chunk"}),
+        "capture": recipe.capture.model_dump(mode="json", include={"batch_tokens", "head_chunk", "threads"}),
         "codec": codecs.DEFAULT,
     }
 
@@ -137,7 +138,7 @@ def _refuse_full_disk(store: Store, recipe: Recipe, positions: int) -> None:
     if free is not None and free < planned:
         raise RequestError(
             f"workdir {recipe.workdir} has {free / 1e9:.2f} GB free and the cache needs about {planned / 1e9:.2f} GB "
-            f"({positions:,} positions at K = {recipe.targets.k}); free some, or choose another `workdir` or a smaller K"
+            f"({positions:,} positions at K = {recipe.targets.k}); free some, or choose another `workdir` or K"
         )
 
 
@@ -150,7 +151,7 @@ def _run(recipe: Recipe, manifest: CacheManifest, missing: list[ShardEntry], rec
         count, resources = _replicas(recipe, len(missing))
         # Ray starts a replica again when its process dies, and gives it its shard again; an error is not retried.
         actor = ray.remote(**resources, max_restarts=3, max_task_retries=3)(Replica)
-        replicas = [actor.remote(recipe, manifest) for _ in range(count)]
+        replicas: list[Any] = [actor.remote(recipe, manifest) for _ in range(count)]
         shards_done = ActorPool(replicas).map_unordered(
             lambda replica, shard: replica.capture.remote(shard), [entry.shard for entry in missing]
         )
@@ -165,21 +166,24 @@ def _run(recipe: Recipe, manifest: CacheManifest, missing: list[ShardEntry], rec
         return max(ray.get([replica.peak_memory_bytes.remote() for replica in replicas]))
 
 
-def _replicas(recipe: Recipe, work: int) -> tuple[int, dict[str, float]]:
-    """How many replicas, and what each asks of Ray: a GPU each where there are any, else a share of the processors."""
+def _replicas(recipe: Recipe, work: int) -> tuple[int, dict[str, Any]]:
+    """How many replicas, and what each asks of Ray: a GPU each where there are any, else `threads` processors.
+
+    The number of threads is the recipe's and not a share of the machine: sums over other numbers of threads differ
+    in their last bits, and a shard's bytes must not depend on how many replicas there were.
+    """
     import ray
 
     available = ray.cluster_resources()
     gpus = int(available.get("GPU", 0))
-    wanted = recipe.capture.replicas
-    count = min(work, wanted if isinstance(wanted, int) else max(1, gpus))
-    if gpus:
-        return count, {"num_gpus": 1, "num_cpus": 1}
-    return count, {"num_cpus": max(1, int(available.get("CPU", 1)) // count)}
+    wanted, threads = recipe.capture.replicas, recipe.capture.threads
+    fitting = gpus or max(1, int(available.get("CPU", 1)) // threads)
+    count = min(work, wanted if isinstance(wanted, int) else fitting)
+    return count, {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": threads}
 
 
 class Replica:
-    """Ray actor: one copy of the teacher, loaded with the first shard, so that a refusal reaches the driver as itself."""
+    """Ray actor: one copy of the teacher, loaded with the first shard, so that a refusal reaches the driver."""
 
     def __init__(self, recipe: Recipe, manifest: CacheManifest) -> None:
         workdir = Store(recipe.workdir)
@@ -190,12 +194,11 @@ class Replica:
 
     @cached_property
     def teacher(self) -> TeacherForward:
-        import ray
         import torch
 
         from distributed_kd.teacher.forward import TeacherForward
 
-        torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+        torch.set_num_threads(self.recipe.capture.threads)
         return TeacherForward(self.recipe.teachers[0], self.recipe.targets, self.recipe.capture)
 
     def capture(self, shard: int) -> Receipt:

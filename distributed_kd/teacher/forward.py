@@ -49,7 +49,8 @@ class TeacherForward:
             )
             scored = hidden[torch.from_numpy(batch.loss_mask).to(self.device)]  # [positions, D]
             chunks = [
-                choose(self._head.logits(chunk).float(), self.targets) for chunk in scored.split(self.capture.head_chunk)
+                choose(self._head.logits(chunk).float(), self.targets)
+                for chunk in scored.split(self.capture.head_chunk)
             ]
             flat = SoftTargets.concatenate(chunks)
             ends = np.cumsum([0] + [sequence.positions for sequence in group])

@@ -1,0 +1,100 @@
+"""What capture keeps, against the whole distribution in float64; and that it is kept for the right position."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distributed_kd.corpus.packing import pack
+from distributed_kd.corpus.sequences import Sequence
+from distributed_kd.errors import RequestError, WorkError
+from distributed_kd.recipe import Capture, Corpus, Targets, Teacher
+from distributed_kd.teacher.forward import TeacherForward
+from distributed_kd.teacher.targets import top_k
+from tests import toys
+
+TEMPERATURES = (1.0, 2.0, 5.0, 10.0)
+
+
+def sequences_of(*documents: list[int], packing: str = "none", length: int = 16) -> list[Sequence]:
+    corpus = Corpus(source="x", sequence_length=length, packing=packing)  # type: ignore[arg-type]
+    parts = [(number, np.array(ids)) for number, ids in enumerate(documents)]
+    return list(pack(parts, corpus))
+
+
+@given(st.integers(1, 40), st.integers(0, 2**31), st.floats(0.1, 20.0))
+def test_probabilities_and_tail_are_the_teachers_at_every_temperature(k: int, seed: int, spread: float) -> None:
+    logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(seed)) * spread
+    soft = top_k(logits.clone(), k, TEMPERATURES)
+    for temperature in TEMPERATURES:
+        p = (logits.double() / temperature).softmax(dim=1).numpy()
+        log_p, log_p_tail = soft.log_probabilities(temperature)
+        exact = np.take_along_axis(p, soft.ids.astype(np.int64), axis=1)
+        np.testing.assert_allclose(np.exp(log_p), exact, rtol=2e-5, atol=1e-30)
+        rest = p.copy()
+        np.put_along_axis(rest, soft.ids.astype(np.int64), 0.0, axis=1)
+        np.testing.assert_allclose(np.exp(log_p_tail), rest.sum(axis=1), rtol=2e-5, atol=1e-30)
+        # The two are one distribution, though neither was computed from the other.
+        np.testing.assert_allclose(np.exp(log_p).sum(axis=1) + np.exp(log_p_tail), 1.0, rtol=1e-5)
+
+
+def test_a_tail_far_below_float32s_resolution_of_one_is_exact() -> None:
+    logits = torch.zeros(1, 2048)
+    logits[0, :1024] = 40.0
+    soft = top_k(logits.clone(), 1024, (1.0,))
+    assert soft.log_probabilities(1.0)[1][0] == pytest.approx(-40.0, rel=1e-6)
+
+
+def test_targets_of_position_t_predict_token_t_plus_one(tmp_path: Path) -> None:
+    """The counting teacher is certain of i + 1 after i, so on counting text its top id is the label, everywhere."""
+    teacher = TeacherForward(
+        Teacher(model=str(toys.save_counting_teacher(tmp_path)), dtype="float32"), Targets(k=3), Capture()
+    )
+    sequences = sequences_of(list(range(2, 30)), list(range(5, 12)))
+    for sequence, soft in zip(sequences, teacher(sequences), strict=True):
+        assert soft.ids[:, 0].tolist() == sequence.labels[sequence.loss_mask].tolist()
+        assert soft.ids[:, 0].tolist() == (sequence.input_ids[:-1] + 1).tolist()
+        assert (np.exp(soft.log_probabilities(1.0)[0][:, 0]) > 0.9).all()
+
+
+@pytest.mark.parametrize("packing", ["none", "concatenate", "isolate"])
+def test_capture_gives_what_the_models_own_forward_gives(toy_teacher: Path, packing: str) -> None:
+    """Unequal lengths in padded batches, heads in chunks: the targets are those of each sequence run by itself."""
+    teacher = TeacherForward(
+        Teacher(model=str(toy_teacher), dtype="float32"),
+        Targets(k=5, temperatures=[1.0, 2.0]),
+        Capture(batch_tokens=48, head_chunk=7),
+    )
+    random = np.random.default_rng(0)
+    sequences = sequences_of(*[random.integers(2, 60, size).tolist() for size in (16, 9, 30, 2, 5)], packing=packing)
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(toy_teacher).eval()
+    for sequence, soft in zip(sequences, teacher(sequences), strict=True):
+        with torch.no_grad():
+            logits = model(
+                input_ids=torch.from_numpy(sequence.input_ids.astype(np.int64))[None],
+                position_ids=torch.from_numpy(sequence.position_ids)[None],
+                use_cache=False,
+            ).logits[0, sequence.loss_mask]
+        values, ids = logits.topk(5, dim=1)
+        assert soft.ids.tolist() == ids.tolist()
+        np.testing.assert_allclose(soft.logits, (values - values[:, :1]).numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_more_ids_than_the_teacher_has_are_refused(toy_teacher: Path) -> None:
+    with pytest.raises(RequestError, match=r"targets\.k 65 is more than the teacher's 64 ids"):
+        TeacherForward(Teacher(model=str(toy_teacher)), Targets(k=65), Capture())
+
+
+def test_a_number_that_is_not_finite_is_refused_by_sequence(toy_teacher: Path) -> None:
+    teacher = TeacherForward(Teacher(model=str(toy_teacher), dtype="float32"), Targets(k=5), Capture())
+    body = teacher._body
+    teacher._body = lambda *inputs: body(*inputs) * torch.nan
+    with pytest.raises(WorkError, match="not finite for sequence -1"):
+        teacher(sequences_of([3, 4, 5]))

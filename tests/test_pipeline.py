@@ -1,0 +1,176 @@
+"""The whole line on toys, as a user runs it: real Ray, real DeepSpeed ranks over gloo, real files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import toys
+from tests.commands import dkd, write_recipe
+
+pytestmark = pytest.mark.slow
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_the_line_runs_then_skips_and_trains_without_the_teacher(
+    toy_recipe: dict[str, Any], toy_corpus: Path, tmp_path: Path
+) -> None:
+    """The teacher is deleted after the capture and comes back to be evaluated; a second run does nothing."""
+    teacher = toys.save_model(tmp_path / "teacher", layers=4, seed=1)
+    work = Path(toy_recipe["workdir"])
+    toy_recipe |= {
+        "teachers": [{"model": str(teacher), "dtype": "float32"}],
+        "student": {"init": "teacher_layers", "layers": [0, 3], "freeze": ["embeddings", "layers.0"]},
+    }
+    toy_recipe["trainer"] |= {"processes": 2, "steps": 12, "micro_batch": 2}
+    recipe = write_recipe(tmp_path, toy_recipe)
+
+    for stage in ("prepare", "cache"):
+        done = dkd(stage, recipe, "--json")
+        assert done.returncode == 0, done.stderr
+    shutil.move(teacher, tmp_path / "hidden")
+    done = dkd("train", recipe, "--json")
+    assert done.returncode == 0, done.stderr
+    arms = json.loads(done.stdout)
+    assert arms["student"]["trained_parameters"] < arms["student"]["parameters"]
+    done = dkd("cache", recipe)
+    assert done.returncode == 0, "a finished cache needs no teacher either"
+    assert "done already" in done.stderr
+    shutil.move(tmp_path / "hidden", teacher)
+
+    done = dkd("run", recipe, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    check_report(report)
+    metrics = [json.loads(line) for line in (work / "student" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in metrics] == list(range(12))
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+
+    before = files_of(work)
+    done = dkd("run", recipe)
+    assert done.returncode == 0, done.stderr
+    for stage in ("prepare", "cache", "train: student", "train: baseline", "evaluate"):
+        assert f"{stage}" in done.stderr
+    assert done.stderr.count("done already") == 5
+    assert files_of(work) == before
+    assert "report.html" in done.stdout
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    exported = AutoModelForCausalLM.from_pretrained(work / "student" / "export")
+    assert exported.config.num_hidden_layers == 2
+    assert len(AutoTokenizer.from_pretrained(work / "student" / "export")) == toys.VOCABULARY
+    # What was frozen is the teacher's to the bit; what was not has moved.
+    original = AutoModelForCausalLM.from_pretrained(teacher).state_dict()
+    own = exported.state_dict()
+    assert own["model.layers.0.mlp.up_proj.weight"].equal(original["model.layers.0.mlp.up_proj.weight"])
+    assert own["model.embed_tokens.weight"].equal(original["model.embed_tokens.weight"])
+    assert not own["model.layers.1.mlp.up_proj.weight"].equal(original["model.layers.3.mlp.up_proj.weight"])
+
+
+def check_report(report: dict[str, Any]) -> None:
+    """Every field that the report promises, with numbers that can be."""
+    for model in ("teacher", "student", "baseline"):
+        figures = report["models"][model]
+        for key in (
+            "cross_entropy", "perplexity", "kl_from_teacher", "agreement", "ece", "parameters", "positions_per_second",
+        ):  # fmt: skip
+            assert figures[key] >= 0.0
+    assert report["models"]["teacher"]["kl_from_teacher"] == pytest.approx(0.0, abs=1e-6)
+    assert report["models"]["teacher"]["agreement"] == 1.0
+    assert 0.0 < report["models"]["student"]["agreement"] <= 1.0
+    for figure in ("cross_entropy", "kl_from_teacher", "agreement"):
+        low, high = report["differences"][figure]["interval"]
+        assert low <= report["differences"][figure]["difference"] <= high
+    assert report["retention"] > 0.0
+    assert report["cache"]["bytes_per_position"] > 0
+    for stage in ("prepare", "cache", "train", "evaluate"):
+        assert report["stages"][stage]["seconds"] > 0.0
+    assert {"sequences", "cache", "student", "baseline"} <= report["fingerprints"].keys()
+    assert report["recipe"]["name"] == "toy"
+
+
+def test_shards_do_not_depend_on_workers_blocks_taken_up_or_replicas(
+    toy_recipe: dict[str, Any], tmp_path: Path, ray_cluster: Any
+) -> None:
+    """The same source gives the same files: done at once, done again, or interrupted after some blocks and shards."""
+    from distributed_kd.corpus.prepare import prepare
+    from distributed_kd.recipe import parse
+    from distributed_kd.teacher.capture import capture
+
+    def shards(work: str, **capture_keys: Any) -> dict[str, bytes]:
+        data = {**toy_recipe, "workdir": str(tmp_path / work)}
+        data["capture"] = {**toy_recipe["capture"], **capture_keys}
+        recipe = parse(data)
+        prepare(recipe)
+        capture(recipe)
+        return {
+            f"{folder}/{name}": content
+            for folder in ("sequences", "cache")
+            for name, content in files_of(tmp_path / work / folder / "shards").items()
+        }
+
+    first = shards("first")
+    assert len(first) > 10
+    assert shards("second", replicas=2) == first
+
+    # A capture that lost two shards, their receipts and its commit goes on and ends with the same bytes.
+    cache = tmp_path / "first" / "cache"
+    for number in (0, 3):
+        (cache / "shards" / f"{number:08d}.arrow").unlink()
+        (cache / "receipts" / f"{number:08d}.json").unlink()
+    manifest = json.loads((cache / "manifest.json").read_text())
+    (cache / "manifest.json").write_text(json.dumps(manifest | {"index": None}))
+    kept = {name: (cache / "shards" / name).stat().st_mtime_ns for name in files_of(cache / "shards")}
+    assert shards("first") == first
+    for name, written in kept.items():
+        assert (cache / "shards" / name).stat().st_mtime_ns == written, "a finished shard was computed again"
+
+
+def test_resuming_from_a_checkpoint_ends_with_the_uninterrupted_weights(
+    toy_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    """SIGKILL of the whole training after its first checkpoint; the same command ends with the same bits."""
+    import os
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    toy_recipe["baseline"] = "off"
+    toy_recipe["trainer"] |= {"steps": 40, "checkpoint_every": 5, "processes": 2, "micro_batch": 2}
+    recipe = write_recipe(tmp_path, toy_recipe)
+    for stage in ("prepare", "cache"):
+        assert dkd(stage, recipe).returncode == 0
+    work = Path(toy_recipe["workdir"])
+    shutil.copytree(work, tmp_path / "whole")
+    assert dkd("train", recipe, f"workdir={tmp_path / 'whole'}").returncode == 0
+
+    from tests.commands import ROOT
+
+    training = subprocess.Popen(
+        [sys.executable, "-m", "distributed_kd.cli", "train", str(recipe)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    checkpoints = work / "student" / "checkpoints"
+    while not list(checkpoints.glob("step-*.json")):
+        assert training.poll() is None
+        time.sleep(0.05)
+    # torchrun is in a session of its own: kill every process that works on this recipe.
+    subprocess.run(["pkill", "-KILL", "-f", "distributed_kd.student.worker"], check=False)
+    os.killpg(training.pid, signal.SIGKILL)
+    training.wait()
+    assert not (work / "student" / "manifest.json").exists()
+
+    done = dkd("train", recipe)
+    assert done.returncode == 0, done.stderr
+    name = "student/export/model.safetensors"
+    assert (work / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert len(list(checkpoints.glob("step-*.json"))) <= 2

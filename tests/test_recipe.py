@@ -1,0 +1,126 @@
+"""Recipes: bad ones are one line that names the key; overrides reach any key; nothing heavy is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from distributed_kd.errors import RequestError
+from distributed_kd.recipe import Recipe, dump, load, parse
+
+MINIMAL: dict[str, Any] = {
+    "name": "x",
+    "workdir": "runs/x",
+    "corpus": {"source": "texts"},
+    "teachers": [{"model": "teacher"}],
+    "student": {"model": "student"},
+    "trainer": {"epochs": 1},
+}
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    return path
+
+
+def changed(key: str, value: Any) -> dict[str, Any]:
+    data = yaml.safe_load(yaml.safe_dump(MINIMAL))
+    node = data
+    *parents, last = key.split(".")
+    for name in parents:
+        node = node[int(name)] if isinstance(node, list) else node.setdefault(name, {})
+    node[last] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        (
+            "corpus.sequence_lenght",
+            3,
+            "unknown key corpus.sequence_lenght; the nearest known one is corpus.sequence_length",
+        ),
+        ("teachers.0.dtyp", "x", "unknown key teachers.0.dtyp; the nearest known one is teachers.0.dtype"),
+        ("trainr", {}, "unknown key trainr; the nearest known one is trainer"),
+        ("objective.alpha", 1.5, "objective.alpha: input should be less than or equal to 1 (given: 1.5)"),
+        ("objective.temperature", 0, "objective.temperature: input should be greater than 0 (given: 0)"),
+        ("objective.temperature", 2, "objective.temperature 2 is not in targets.temperatures [1.0]"),
+        ("targets.temperatures", [-1], "targets.temperatures.0: input should be greater than 0 (given: -1)"),
+        ("targets.k", "many", "targets.k: input should be a valid integer"),
+        ("targets.k", 0, "targets.k: input should be greater than or equal to 1 (given: 0)"),
+        ("trainer.steps", 3, "trainer: give either `steps` or `epochs`"),
+        ("trainer.micro_batch", 5, "global_batch 32 is not a multiple of micro_batch 5"),
+        ("corpus.validation_fraction", 2, "corpus.validation_fraction: input should be less than or equal to 1"),
+        ("corpus.task", "chat", "corpus.task: chat is not available yet"),
+        ("targets.method", "sample", "targets.method: sample is not available yet"),
+        ("objective.divergence", "jsd", "objective.divergence: jsd is not available yet"),
+        ("student.init", "teacher_layers", "student: init: teacher_layers needs `layers`"),
+    ],
+)
+def test_what_is_wrong_is_one_line(key: str, value: Any, said: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse(changed(key, value))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_key_is_named() -> None:
+    data = {key: value for key, value in MINIMAL.items() if key != "corpus"}
+    with pytest.raises(RequestError, match="corpus is missing"):
+        parse(data)
+
+
+def test_overrides_reach_nested_keys_and_list_places(recipe_file: Path) -> None:
+    recipe = load(recipe_file, ["trainer.learning_rate=2e-4", "teachers.0.dtype=float32", "objective.alpha=1"])
+    assert recipe.trainer.learning_rate == 2e-4
+    assert recipe.teachers[0].dtype == "float32"
+    assert recipe.objective.alpha == 1.0
+
+
+@pytest.mark.parametrize("override", ["trainer.epochs", "=3", "teachers.4.dtype=float32"])
+def test_a_bad_override_is_refused(recipe_file: Path, override: str) -> None:
+    with pytest.raises(RequestError, match="override"):
+        load(recipe_file, [override])
+
+
+@pytest.mark.parametrize("off", ["off", False])
+def test_the_baseline_can_be_off(off: Any) -> None:
+    assert parse(changed("baseline", off)).baseline is None
+
+
+def test_the_resolved_recipe_parses_to_itself() -> None:
+    recipe = parse(MINIMAL)
+    assert parse(yaml.safe_load(dump(recipe))) == recipe
+
+
+@pytest.mark.parametrize("text", ["a: [", "just words", "\xff"])
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(RequestError, match=r"bad\.yaml"):
+        load(path)
+
+
+def test_every_recipe_that_comes_with_the_project_is_valid() -> None:
+    recipes = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+    assert recipes
+    for path in recipes:
+        assert isinstance(load(path), Recipe)
+
+
+@pytest.mark.parametrize("module", ["distributed_kd.recipe", "distributed_kd.cli"])
+def test_light_modules_import_nothing_heavy(module: str) -> None:
+    code = (
+        f"import sys, {module}; "
+        "print(sorted({'torch', 'ray', 'transformers', 'deepspeed', 'pyarrow', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,78 @@
+"""Makers of toy tokenizers, models and corpora."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+EOS = 0
+WORDS = [f"w{number}" for number in range(62)]
+VOCABULARY = len(WORDS) + 2
+
+
+def save_tokenizer(folder: Path, words: list[str] = WORDS) -> None:
+    """A word-level tokenizer: id 0 ends a text, 1 is unknown, then one id a word."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<eos>": EOS, "<unk>": 1, **{word: place + 2 for place, word in enumerate(words)}}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>").save_pretrained(folder)
+
+
+def llama_config(layers: int, vocabulary: int = VOCABULARY, **changes: Any) -> Any:
+    from transformers import LlamaConfig
+
+    settings = {
+        "vocab_size": vocabulary, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": layers,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+        "tie_word_embeddings": True, "initializer_range": 0.3, "bos_token_id": None, "eos_token_id": EOS,
+    }  # fmt: skip
+    return LlamaConfig(**(settings | changes))
+
+
+def save_model(folder: Path, layers: int, seed: int, **changes: Any) -> Path:
+    import torch
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    LlamaForCausalLM(llama_config(layers, **changes)).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+def save_counting_teacher(folder: Path) -> Path:
+    """A teacher whose answer is known: after id i it is nearly certain of id i + 1 (modulo the vocabulary).
+
+    Its blocks add nothing, so the hidden state is the embedding's direction, and row j of its head is the
+    embedding of j - 1.
+    """
+    import torch
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM(llama_config(1, hidden_size=64, num_attention_heads=4, tie_word_embeddings=False))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.zero_()
+        embedding = torch.eye(VOCABULARY)
+        model.model.embed_tokens.weight.copy_(embedding)
+        model.lm_head.weight.copy_(embedding.roll(1, dims=0))
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+def write_corpus(folder: Path, documents: int = 40) -> Path:
+    """One file a document; each word tends to be followed by its neighbour, so that there is something to learn."""
+    drawn = random.Random(0)
+    for number in range(documents):
+        place = drawn.randrange(len(WORDS))
+        words = []
+        for _ in range(drawn.randrange(20, 100)):
+            words.append(WORDS[place])
+            place = (place + (1 if drawn.random() < 0.8 else drawn.randrange(len(WORDS)))) % len(WORDS)
+        (folder / f"document-{number:03d}.txt").write_text(" ".join(words))
+    return folder
