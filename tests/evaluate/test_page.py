@@ -1,0 +1,190 @@
+"""The page says what the numbers say, asks for nothing outside itself, and is the same for the same report."""
+
+from __future__ import annotations
+
+import copy
+import re
+from html import unescape
+from typing import Any
+
+import pytest
+
+from distributed_kd.evaluate.page import render, verdict
+
+BETTER = {"cross_entropy": (-0.37, -0.29), "kl_from_teacher": (-0.46, -0.41), "agreement": (0.042, 0.061)}
+UNCLEAR = {"cross_entropy": (-0.37, 0.01), "kl_from_teacher": (-0.1, 0.1), "agreement": (-0.001, 0.061)}
+WORSE = {"cross_entropy": (0.29, 0.37), "kl_from_teacher": (0.41, 0.46), "agreement": (-0.061, -0.042)}
+
+
+def figures(cross_entropy: float, kl: float, agreement: float, accuracy: float, parameters: int) -> dict[str, Any]:
+    return {
+        "cross_entropy": cross_entropy, "perplexity": 2.718**cross_entropy, "kl_from_teacher": kl,
+        "agreement": agreement, "accuracy": accuracy, "ece": 0.04, "parameters": parameters,
+        "positions_per_second": 4e10 / parameters,
+    }  # fmt: skip
+
+
+def report(intervals: dict[str, tuple[float, float]] = BETTER, **changed: Any) -> dict[str, Any]:
+    return {
+        "models": {
+            "teacher": figures(3.63, 0.0, 1.0, 0.33, 134_515_008),
+            "student": figures(4.785, 1.425, 0.399, 0.2068, 81_413_568),
+            "baseline": figures(5.119, 1.858, 0.348, 0.1946, 81_413_568),
+        },
+        "retention": 0.6266,
+        "held_out": {"split": "validation", "documents": 29, "sequences": 29, "positions": 7395},
+        "differences": {
+            key: {"difference": (low + high) / 2, "interval": [low, high]} for key, (low, high) in intervals.items()
+        },
+        "documents_won": 23,
+        "cache": {
+            "positions": 8415, "sequences": 33, "shards": 9, "missing_shards": [], "method": "top_k", "k": 64,
+            "temperatures": [1.0, 2.0], "bytes_total": 1_879_954, "bytes_per_position": 223.405,
+            "bytes_by_part": {"levels": 784_247, "ids": 1_095_707, "tables": 0}, "mean_kept_mass": 0.8713,
+            "codec": "plain-1", "teacher": "t", "tokenizer_sha256": "1c98" * 16, "fingerprint": "299f" * 16,
+        },
+        "stages": {
+            "prepare": {"seconds": 44.3, "peak_memory_bytes": 1_681_108_992},
+            "train": {"seconds": 180.1, "peak_memory_bytes": 1_697_497_088},
+        },
+        "recipe": {
+            "name": "demo", "objective": {"alpha": 0.8}, "baseline": {"learning_rate": 0.0002},
+            "trainer": {"epochs": 3, "steps": None, "global_batch": 2, "learning_rate": 0.001},
+            "evaluate": {"bootstrap": 10_000},
+        },
+        "fingerprints": {"sequences": "e0ac" * 16, "cache": "299f" * 16},
+    } | changed  # fmt: skip
+
+
+def without_baseline() -> dict[str, Any]:
+    alone = report()
+    del alone["differences"], alone["documents_won"], alone["models"]["baseline"]
+    alone["recipe"]["baseline"] = None
+    return alone
+
+
+METRICS = {
+    arm: [
+        {"step": step, "loss": 3.0, "kl": 2.0 / (1 + step) + shift, "cross_entropy": 5.0 - step / 10 + shift}
+        for step in range(20)
+    ]
+    for arm, shift in (("student", 0.0), ("baseline", 0.4))
+}
+CALIBRATION = {
+    model: [{"confidence": 0.1 * n, "accuracy": 0.09 * n, "positions": 100.0 / n} for n in range(1, 10)]
+    for model in ("teacher", "student", "baseline")
+}
+
+
+def words(page: str) -> str:
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", page.partition("</style>")[2])).split())
+
+
+@pytest.mark.parametrize(
+    ("intervals", "headline", "outcome"),
+    [
+        (BETTER, "The distilled student is better than the same student trained on hard labels alone.", "better"),
+        (
+            UNCLEAR,
+            "The distilled student cannot be told apart from the same student trained on hard labels alone.",
+            "cannot be told apart",
+        ),
+        (WORSE, "The distilled student is worse than the same student trained on hard labels alone.", "worse"),
+    ],
+)
+def test_verdict_follows_the_numbers(intervals: dict[str, tuple[float, float]], headline: str, outcome: str) -> None:
+    found = verdict(report(intervals))
+    assert found.headline == headline
+    assert [row.outcome for row in found.comparisons] == [outcome] * 3
+    assert {row.zero == "which includes zero" for row in found.comparisons} == {intervals is UNCLEAR}
+    said = " ".join(found.sentences)
+    assert "lower cross-entropy in 23 of 29 held-out documents" in said
+    assert "learning rate 0.0002 where the student has 0.001" in said
+    assert "62.7% of the teacher\u2019s (the baseline\u2019s: 59.0%)" in said
+    assert "60.5% of the teacher\u2019s parameters" in said
+    assert "1.65 times as many positions a second" in said
+    assert "8,415 positions, 3 times each" in said
+
+
+def test_mixed_verdict_names_each_figure() -> None:
+    mixed = BETTER | {"kl_from_teacher": UNCLEAR["kl_from_teacher"], "agreement": WORSE["agreement"]}
+    assert verdict(report(mixed)).headline == (
+        "Against the same student trained on hard labels alone, the distilled student is better in cross-entropy, "
+        "is worse in top-1 agreement and cannot be told apart in KL from the teacher."
+    )
+
+
+@pytest.mark.parametrize("interval", [(-0.1, 0.0), (0.0, 0.1), (float("nan"), float("nan"))])
+def test_an_interval_that_touches_zero_tells_nothing_apart(interval: tuple[float, float]) -> None:
+    assert verdict(report({"cross_entropy": interval})).comparisons[0].outcome == "cannot be told apart"
+
+
+def test_one_document_tells_nothing_apart() -> None:
+    one = report(held_out={"split": "validation", "documents": 1, "sequences": 1, "positions": 255})
+    assert {row.outcome for row in verdict(one).comparisons} == {"cannot be told apart"}
+
+
+def test_no_interval_edge_is_rounded_to_zero() -> None:
+    row = verdict(report({"cross_entropy": (-0.2, -0.00004)})).comparisons[0]
+    assert (row.outcome, row.high) == ("better", "\u22120.00004")
+
+
+def test_the_caution_about_few_positions_ends_where_there_are_many() -> None:
+    assert "shrink with more data" in verdict(report()).sentences[-1]
+    many = report()
+    many["cache"] |= {"positions": 20_000_000, "sequences": 80_000}
+    many["recipe"]["trainer"] |= {"epochs": None, "steps": 60_000}
+    assert verdict(many).sentences[-1] == "The student was trained on 20,000,000 positions, 1.5 times each."
+
+
+def test_the_page_asks_for_nothing_outside_itself() -> None:
+    page = render(report(), METRICS, CALIBRATION)
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "@import" not in page
+    assert " src=" not in page
+    assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', page))
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page))
+    assert "#0a0b1" not in page  # a colour that stands for a variable of the style sheet
+    ids = re.findall(r'\sid="([^"]*)"', page)
+    assert len(ids) == len(set(ids))
+    assert page.count('<svg class="plot"') == page.count('role="img"') == 5
+    assert re.findall(r"<h(\d)", page)[0] == "1"
+
+
+def test_hostile_strings_are_text() -> None:
+    hostile = '"><script>alert(1)</script><img src=x onerror=$alert$(2)>'
+    bad = report()
+    bad["recipe"]["name"] = bad["cache"]["teacher"] = hostile
+    bad["models"][hostile] = bad["models"]["teacher"]
+    bad["models"]["student"][hostile] = bad["models"]["baseline"][hostile] = 1.0
+    bad["differences"][hostile] = {"difference": 0.1, "interval": [0.0, 0.2]}
+    page = render(bad, METRICS, CALIBRATION | {hostile: CALIBRATION["teacher"]})
+    assert "<script" not in page
+    assert "<img" not in page
+    assert hostile in words(page)
+
+
+def test_without_a_baseline_the_verdict_speaks_of_the_teacher_alone() -> None:
+    page = words(render(without_baseline(), {"student": METRICS["student"]}, {"teacher": CALIBRATION["teacher"]}))
+    assert "The distilled student\u2019s accuracy is 62.7% of the teacher\u2019s." in page
+    assert "cross-entropy is 4.785 nats against 3.630 nats" in page
+    assert "No baseline was trained" in page
+    assert "95% interval" not in page
+    assert "told apart" not in page
+
+
+def test_fields_may_be_missing_or_new() -> None:
+    other = report(transferred_share=0.41, transferred_share_interval=[0.3, 0.52], notes={"any": ["thing"]})
+    other["models"]["ensemble"] = {"cross_entropy": 3.5, "brier": 0.2}
+    del other["models"]["student"]["perplexity"], other["cache"]["mean_kept_mass"]
+    without_labels = [{key: line[key] for key in ("step", "kl")} for line in METRICS["student"]]
+    page = words(render(other, {"student": without_labels, "baseline": METRICS["baseline"]}, {}))
+    assert "transferred share interval 0.3 to 0.52" in page
+    assert "No cross-entropy was computed for the student" in page
+    assert render({"models": {"teacher": {}, "student": {}}}, {}, {})
+
+
+def test_the_same_report_gives_the_same_bytes() -> None:
+    first = render(report(), METRICS, CALIBRATION)
+    assert render(copy.deepcopy(report()), copy.deepcopy(METRICS), copy.deepcopy(CALIBRATION)) == first
