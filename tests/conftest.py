@@ -63,7 +63,7 @@ def ray_cluster() -> Any:
     # Workers import this repository's package and tests, whatever directory pytest was started in.
     root = str(Path(__file__).parent.parent)
     ray.init(
-        num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False,
+        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False,
         runtime_env={"env_vars": {"PYTHONPATH": root}},
     )  # fmt: skip
     yield ray

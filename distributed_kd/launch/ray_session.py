@@ -15,25 +15,24 @@ def ray_session(address: str | None) -> Iterator[None]:
 
     A session that this call started ends with it; one that was there before is left running.
     """
-    # The workers of a local session belong to this user and listen on loopback alone; Ray's token file would
-    # outlive it and lock the next head that somebody starts by hand.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    cluster = address or os.environ.get("RAY_ADDRESS")
+    if cluster is None:
+        # A local session belongs to this user and listens on loopback alone; the token that Ray would write at its
+        # start outlives it, and the next head that somebody starts by hand would ask for it.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     import ray
 
     if ray.is_initialized():
         yield
         return
-    inside_job = address or os.environ.get("RAY_ADDRESS")
     try:
-        ray.init(
-            address=inside_job,
-            configure_logging=False,
-            log_to_driver=False,
-            include_dashboard=False if inside_job is None else None,
-        )
+        if cluster is None:
+            # "local" in so many words: without an address Ray joins any head that this machine has or had.
+            ray.init(address="local", include_dashboard=False, configure_logging=False, log_to_driver=False)
+        else:
+            ray.init(address=cluster, configure_logging=False, log_to_driver=False)
     except ConnectionError as error:
-        raise RequestError(f"no Ray cluster answers at {inside_job}; check capture.address or leave it out") from error
+        raise RequestError(f"no Ray cluster answers at {cluster}; check capture.address or leave it out") from error
     try:
         yield
     finally:

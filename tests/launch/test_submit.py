@@ -1,0 +1,92 @@
+"""`dkd submit` against a real Ray head on this machine: the log is followed, and the job's result is ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.commands import dkd, said, write_recipe
+
+pytestmark = pytest.mark.slow
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The dashboard address of a `ray start --head`, in a session of its own, so that ending it ends nothing else."""
+    port = free_port()
+    environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "PYTHONPATH")}
+    environment |= {
+        "RAY_AUTH_MODE": "disabled",
+        "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}",
+    }
+    process = subprocess.Popen(
+        [
+            Path(sys.executable).parent / "ray", "start", "--head", "--block", "--num-cpus", "2",
+            "--port", str(free_port()), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(port),
+            "--disable-usage-stats", "--include-dashboard", "true",
+        ],
+        env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            urllib.request.urlopen(f"{address}/api/version", timeout=1)
+            break
+        except OSError:
+            assert process.poll() is None
+            assert time.monotonic() < deadline, "the Ray head did not come up"
+            time.sleep(0.3)
+    yield address
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_stages_run_as_jobs_and_a_refusal_comes_back(head: str, toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, toy_recipe)
+
+    failed = dkd("submit", "cache", recipe, "--address", head, RAY_AUTH_MODE="disabled")
+    assert failed.returncode == 1
+    assert "holds no finished sequences; run `dkd prepare` first" in said_last(failed.stderr)
+
+    for stage in ("prepare", "cache"):
+        done = dkd("submit", stage, recipe, "--address", head, RAY_AUTH_MODE="disabled")
+        assert done.returncode == 0, done.stderr
+        assert "SUCCEEDED" in done.stdout
+    assert "positions" in done.stderr, "the job's own log was not followed"
+    facts = json.loads(dkd("inspect", Path(toy_recipe["workdir"]) / "cache", "--json").stdout)
+    assert facts["missing_shards"] == []
+
+
+def said_last(stderr: str) -> str:
+    return [line for line in stderr.splitlines() if line.startswith("dkd: ")][-1]
+
+
+def test_what_cannot_be_submitted_is_one_line(head: str, toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, toy_recipe)
+    done = dkd("submit", "bake", recipe, "--address", head)
+    assert done.returncode == 2
+    assert "there is no stage 'bake' to submit" in said(done)
+    done = dkd("submit", "cache", recipe, "--address", f"http://127.0.0.1:{free_port()}")
+    assert done.returncode == 2
+    assert "no Ray cluster takes jobs at" in said(done)

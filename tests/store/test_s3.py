@@ -1,0 +1,93 @@
+"""The line over an S3 bucket: moto's server on loopback, the ordinary client, credentials from the environment."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distributed_kd.store.filesystem import Store
+from tests.commands import dkd, said, write_recipe
+from tests.launch.test_submit import free_port
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[dict[str, str]]:
+    """The environment that leads to a bucket named `bucket`."""
+    endpoint = f"http://127.0.0.1:{free_port()}"
+    server = subprocess.Popen(
+        [Path(sys.executable).parent / "moto_server", "-p", endpoint.rsplit(":", 1)[1]],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(endpoint, timeout=1)
+            break
+        except OSError:
+            assert time.monotonic() < deadline, "moto's server did not come up"
+            time.sleep(0.2)
+    environment = {
+        "AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }  # fmt: skip
+    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/bucket", method="PUT"))
+    yield environment
+    server.terminate()
+    server.wait()
+
+
+def test_corpus_and_workdir_in_a_bucket(
+    bucket: dict[str, str],
+    toy_recipe: dict[str, Any],
+    toy_corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in bucket.items():
+        monkeypatch.setenv(name, value)
+    texts = Store("s3://bucket/texts")
+    for file in toy_corpus.iterdir():
+        texts.put(file.name, file.read_bytes())
+    toy_recipe["corpus"]["source"] = "s3://bucket/texts"
+    toy_recipe["workdir"] = "s3://bucket/work"
+    toy_recipe["baseline"] = "off"
+    recipe = write_recipe(tmp_path, toy_recipe)
+    done = dkd("run", recipe, "--json", DKD_CACHE=str(tmp_path / "cache"), **bucket)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["models"]["student"]["agreement"] > 0.0
+    assert "baseline" not in report["models"]
+
+    done = dkd("inspect", "s3://bucket/work/cache", "--json", **bucket)
+    assert json.loads(done.stdout) == report["cache"]
+    done = dkd("run", recipe, DKD_CACHE=str(tmp_path / "cache"), **bucket)
+    assert done.stderr.count("done already") == 4
+    # The same shards as on a local disk, to the byte; and no credential in anything that was written.
+    local = {**toy_recipe, "workdir": str(tmp_path / "work")}
+    for stage in ("prepare", "cache"):
+        assert dkd(stage, write_recipe(tmp_path, local), **bucket).returncode == 0
+    there = Store("s3://bucket")
+    for number in (0, 1):
+        name = f"work/cache/shards/{number:08d}.arrow"
+        assert there.read(name) == (tmp_path / name).read_bytes()
+    for name in ("work/cache/manifest.json", "work/cache/recipe.yaml", "work/report/report.json"):
+        assert b"test-secret" not in there.read(name)
+
+
+def test_a_bucket_that_is_not_there_is_one_line(
+    bucket: dict[str, str], toy_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    toy_recipe["workdir"] = "s3://no-such-bucket/work"
+    done = dkd("prepare", write_recipe(tmp_path, toy_recipe), **bucket)
+    assert done.returncode == 2
+    assert "workdir s3://no-such-bucket/work/sequences cannot be written" in said(done)
