@@ -75,8 +75,17 @@ def _user_config(given: dict[str, Any] | str) -> dict[str, Any]:
         config = json.loads(Path(given).read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise RequestError(f"trainer.deepspeed {given} is not a JSON file that can be read: {error}") from error
-    # "auto" is how the Hugging Face Trainer's files leave a value to the trainer.
-    return {key: value for key, value in config.items() if value != "auto"}
+    return _without_auto(config)
+
+
+def _without_auto(config: dict[str, Any]) -> dict[str, Any]:
+    """`auto` is how the Hugging Face Trainer's files leave a value to the trainer; a section of nothing else goes too."""
+    kept = {}
+    for key, value in config.items():
+        inner = _without_auto(value) if isinstance(value, dict) else value
+        if inner != "auto" and (inner or not value):
+            kept[key] = inner
+    return kept
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,74 @@
+"""The DeepSpeed configuration: ours, the user's merged over it, what both say refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distributed_kd.errors import RequestError
+from distributed_kd.recipe import Trainer
+from distributed_kd.student.build import which_layers
+from distributed_kd.student.engine import deepspeed_config, zero_stage
+from tests.commands import ROOT
+
+
+def trainer(**changes: Any) -> Trainer:
+    return Trainer(**({"steps": 1, "global_batch": 16, "micro_batch": 2} | changes))
+
+
+def test_accumulation_follows_from_batches_and_ranks() -> None:
+    config = deepspeed_config(trainer(), world=4)
+    assert config["gradient_accumulation_steps"] == 2
+    assert zero_stage(config) == 1
+
+
+def test_the_users_json_is_merged_and_auto_is_left_to_us(tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(
+        json.dumps(
+            {
+                "train_batch_size": "auto",
+                "bf16": {"enabled": "auto"},
+                "zero_optimization": {"stage": 2, "reduce_bucket_size": 5},
+                "optimizer": {"params": {"betas": [0.9, 0.95]}},
+            }
+        )
+    )
+    config = deepspeed_config(trainer(deepspeed=str(path)), world=1)
+    assert config["train_batch_size"] == 16
+    assert config["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 5}
+    assert config["optimizer"]["params"]["betas"] == [0.9, 0.95]
+    assert config["optimizer"]["params"]["lr"] == trainer().learning_rate
+
+
+@pytest.mark.parametrize("key", ["train_batch_size", "gradient_clipping", "fp16"])
+def test_what_the_recipe_says_already_is_refused(key: str) -> None:
+    with pytest.raises(RequestError, match=f"trainer.deepspeed says {key}; say it as trainer"):
+        deepspeed_config(trainer(deepspeed={key: 3}), world=1)
+
+
+@pytest.mark.parametrize("text", ["{", None])
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "ds.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(RequestError, match=r"ds\.json is not a JSON file"):
+        deepspeed_config(trainer(deepspeed=str(path)), world=1)
+
+
+def test_every_configuration_that_comes_with_the_project_is_taken() -> None:
+    files = sorted((ROOT / "infra" / "deepspeed").glob("*.json"))
+    assert files
+    for file in files:
+        deepspeed_config(trainer(deepspeed=str(file)), world=1)
+
+
+def test_layers_evenly_spread_have_the_first_and_the_last() -> None:
+    assert which_layers(3, of=9) == [0, 4, 8]
+    assert which_layers([0, 1, 7], of=9) == [0, 1, 7]
+    for wrong in ([], [9], [1, 0], [1, 1], 10):
+        with pytest.raises(RequestError, match="the teacher has 9 layers"):
+            which_layers(wrong, of=9)
