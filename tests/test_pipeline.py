@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import toys
-from tests.commands import dkd, write_recipe
+from tests.commands import ROOT, dkd, write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -120,6 +125,9 @@ def test_shards_do_not_depend_on_workers_blocks_taken_up_or_replicas(
     first = shards("first")
     assert len(first) > 10
     assert shards("second", replicas=2) == first
+    assert prepared_on_one_processor(toy_recipe, tmp_path / "third") == {
+        name: content for name, content in first.items() if name.startswith("sequences/")
+    }
 
     # A capture that lost two shards, their receipts and its commit goes on and ends with the same bytes.
     cache = tmp_path / "first" / "cache"
@@ -134,16 +142,25 @@ def test_shards_do_not_depend_on_workers_blocks_taken_up_or_replicas(
         assert (cache / "shards" / name).stat().st_mtime_ns == written, "a finished shard was computed again"
 
 
+def prepared_on_one_processor(recipe: dict[str, Any], work: Path) -> dict[str, bytes]:
+    """The sequence shards that a Ray of a single processor writes: one task after the other."""
+    code = (
+        "import json, sys, ray\n"
+        "from distributed_kd.corpus.prepare import prepare\n"
+        "from distributed_kd.recipe import parse\n"
+        "ray.init(address='local', num_cpus=1, include_dashboard=False, log_to_driver=False)\n"
+        "prepare(parse(json.loads(sys.argv[1])))\n"
+    )
+    data = json.dumps({**recipe, "workdir": str(work)})
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+    subprocess.run([sys.executable, "-c", code, data], env=environment, check=True, timeout=200)
+    return {f"sequences/{name}": content for name, content in files_of(work / "sequences" / "shards").items()}
+
+
 def test_resuming_from_a_checkpoint_ends_with_the_uninterrupted_weights(
     toy_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
     """SIGKILL of the whole training after its first checkpoint; the same command ends with the same bits."""
-    import os
-    import signal
-    import subprocess
-    import sys
-    import time
-
     toy_recipe["baseline"] = "off"
     toy_recipe["trainer"] |= {"steps": 40, "checkpoint_every": 5, "processes": 2, "micro_batch": 2}
     recipe = write_recipe(tmp_path, toy_recipe)
@@ -152,8 +169,6 @@ def test_resuming_from_a_checkpoint_ends_with_the_uninterrupted_weights(
     work = Path(toy_recipe["workdir"])
     shutil.copytree(work, tmp_path / "whole")
     assert dkd("train", recipe, f"workdir={tmp_path / 'whole'}").returncode == 0
-
-    from tests.commands import ROOT
 
     training = subprocess.Popen(
         [sys.executable, "-m", "distributed_kd.cli", "train", str(recipe)],

@@ -23,7 +23,8 @@ from distributed_kd.store.filesystem import Store
 def submit_stage(stage: str, recipe: Recipe, address: str, follow: bool) -> dict[str, Any]:
     """Submits and, with `follow`, prints the job's log until it ends.
 
-    Raises `RequestError` when no cluster answers, `WorkError` when the job failed. Returns its id and status.
+    Raises `RequestError` when no cluster answers, and when the job failed what the stage itself would have raised.
+    Returns its id and status.
     """
     if stage not in (*STAGES, "run"):
         raise RequestError(f"there is no stage {stage!r} to submit; it is one of {', '.join(STAGES)} or run")
@@ -47,8 +48,10 @@ def submit_stage(stage: str, recipe: Recipe, address: str, follow: bool) -> dict
         _follow(client, job)
     status = client.get_job_status(job)
     if str(status) in ("FAILED", "STOPPED"):
-        message = (client.get_job_info(job).message or "").splitlines()
-        raise WorkError(f"job {job} {str(status).lower()}: {_last_word(client, job) or ' '.join(message[:1])}")
+        info = client.get_job_info(job)
+        reason = _last_word(client, job) or " ".join((info.message or "").splitlines()[:1])
+        kind = RequestError if info.driver_exit_code == RequestError.exit_code else WorkError
+        raise kind(f"job {job} {str(status).lower()}: {reason}")
     return {"job": job, "status": str(status), "workdir": recipe.workdir}
 
 

@@ -79,7 +79,7 @@ def _user_config(given: dict[str, Any] | str) -> dict[str, Any]:
 
 
 def _without_auto(config: dict[str, Any]) -> dict[str, Any]:
-    """`auto` is how the Hugging Face Trainer's files leave a value to the trainer; a section of nothing else goes too."""
+    """`auto` is how the Hugging Face Trainer's files leave a value to us; a section of nothing else goes too."""
     kept = {}
     for key, value in config.items():
         inner = _without_auto(value) if isinstance(value, dict) else value

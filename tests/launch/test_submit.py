@@ -66,7 +66,7 @@ def test_stages_run_as_jobs_and_a_refusal_comes_back(head: str, toy_recipe: dict
     recipe = write_recipe(tmp_path, toy_recipe)
 
     failed = dkd("submit", "cache", recipe, "--address", head, RAY_AUTH_MODE="disabled")
-    assert failed.returncode == 1
+    assert failed.returncode == 2, "the job's own exit code is ours"
     assert "holds no finished sequences; run `dkd prepare` first" in said_last(failed.stderr)
 
     for stage in ("prepare", "cache"):
