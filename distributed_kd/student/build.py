@@ -76,6 +76,14 @@ def load_student(recipe: Recipe, folder: Path) -> Any:
     return model
 
 
+def empty_student(folder: Path) -> Any:
+    """The student's modules and parameter names without memory for them."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(load_config(folder))
+
+
 def freeze(model: Any, student: Student) -> None:
     """Turns gradients off for the parameters that `student.freeze` names. Raises `RequestError` for a name of none."""
     embeddings = {id(parameter) for parameter in model.get_input_embeddings().parameters()}

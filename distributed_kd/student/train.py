@@ -22,7 +22,8 @@ from distributed_kd.store.digest import differences
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.manifest import refuse_other
 from distributed_kd.student import artifact
-from distributed_kd.student.build import student_folder
+from distributed_kd.student.build import empty_student, freeze, student_folder
+from distributed_kd.student.engine import deepspeed_config
 from distributed_kd.student.worker import number_of_steps
 
 
@@ -77,7 +78,9 @@ def _refuse_what_does_not_fit(recipe: Recipe, logits: LogitCache, processes: int
             f"trainer.global_batch {trainer.global_batch} is more than the cache's {len(logits)} sequences "
             f"in {trainer.epochs} epochs; lower it"
         )
+    deepspeed_config(trainer, processes)
     folder = student_folder(recipe)
+    freeze(empty_student(folder), recipe.student)
     bound = longest_sequence(load_config(folder))
     longest = Sequences.open(Store(recipe.workdir)).manifest.sequence_length
     if bound is not None and longest > bound:
