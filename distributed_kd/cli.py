@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from distributed_kd import stages
 from distributed_kd.errors import DkdError, RequestError, not_yet
 
 if TYPE_CHECKING:
@@ -40,16 +41,14 @@ def demo(overrides: Overrides = None, as_json: Json = False, debug: Debug = Fals
 @app.command()
 def run(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
     """All stages in turn, skipping what is finished; ends with the report's table."""
-    from distributed_kd.stages import run_all
-
     loaded = _load(recipe, overrides, as_json)
-    _show_report(run_all(loaded), loaded, as_json)
+    _show_report(stages.run(loaded), loaded, as_json)
 
 
 @app.command()
 def prepare(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
     """Corpus to sequence shards."""
-    manifest = _stage("prepare", recipe, overrides, as_json)
+    manifest = stages.prepare(_load(recipe, overrides, as_json))
     splits = {name: summary.model_dump() for name, summary in manifest.splits.items()}
     _show({"fingerprint": manifest.fingerprint, "splits": splits}, as_json)
 
@@ -59,10 +58,9 @@ def cache(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False
     """Sequence shards to logit shards, by the teacher."""
     from distributed_kd.cache.inspect import inspect as facts_of
     from distributed_kd.cache.manifest import FOLDER
-    from distributed_kd.stages import run_stage
 
     loaded = _load(recipe, overrides, as_json)
-    run_stage("cache", loaded)
+    stages.cache(loaded)
     _show(facts_of(f"{loaded.workdir}/{FOLDER}"), as_json)
 
 
@@ -73,7 +71,7 @@ def train(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False
     from distributed_kd.student.artifact import ARMS, StudentManifest
 
     loaded = _load(recipe, overrides, as_json)
-    _run_stage("train", loaded)
+    stages.train(loaded)
     found = {arm: StudentManifest.read(Store(loaded.workdir).child(arm)) for arm in ARMS}
     keys = {"steps", "sequences_seen", "parameters", "trained_parameters", "fingerprint"}
     _show({arm: manifest.model_dump(include=keys) for arm, manifest in found.items() if manifest}, as_json)
@@ -83,7 +81,7 @@ def train(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False
 def evaluate(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
     """Teacher, student and baseline on held-out documents, and the report."""
     loaded = _load(recipe, overrides, as_json)
-    _show_report(_run_stage("evaluate", loaded), loaded, as_json)
+    _show_report(stages.evaluate(loaded), loaded, as_json)
 
 
 @app.command()
@@ -219,16 +217,6 @@ def _load(path: str, overrides: list[str] | None, as_json: bool) -> Recipe:
 
     _begin(as_json)
     return load(path, overrides or [])
-
-
-def _run_stage(stage: str, recipe: Recipe) -> Any:
-    from distributed_kd.stages import run_stage
-
-    return run_stage(stage, recipe)
-
-
-def _stage(stage: str, path: str, overrides: list[str] | None, as_json: bool) -> Any:
-    return _run_stage(stage, _load(path, overrides, as_json))
 
 
 def _show(facts: dict[str, Any], as_json: bool) -> None:

@@ -1,41 +1,26 @@
-"""The four stages in turn, each from the artifact of the one before it. What `dkd run` and the Ray jobs call.
+"""The four stages in turn, each from the artifact of the one before it. What the commands and the Ray jobs call.
 
-A finished stage is found by the fingerprint of its artifact and not done again.
+A finished stage is found by the fingerprint of its artifact and not done again. Each imports what it needs when it
+runs, so that naming the stages costs nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from distributed_kd.recipe import Recipe
-
-STAGES = ("prepare", "cache", "train", "evaluate")
-
-
-def run_stage(stage: str, recipe: Recipe) -> Any:
-    """Runs one stage; what it returns is for the command line to show."""
-    return _FUNCTIONS[stage](recipe)
+if TYPE_CHECKING:
+    from distributed_kd.cache.manifest import CacheManifest
+    from distributed_kd.corpus.sequences import SequencesManifest
+    from distributed_kd.recipe import Recipe
 
 
-def run_all(recipe: Recipe) -> dict[str, Any]:
-    """All stages; returns the report. One Ray session serves the stages that use it, and ends before training."""
-    from distributed_kd.launch.ray_session import ray_session
+def prepare(recipe: Recipe) -> SequencesManifest:
+    from distributed_kd.corpus import prepare as stage
 
-    with ray_session(recipe.capture.address):
-        run_stage("prepare", recipe)
-        run_stage("cache", recipe)
-    run_stage("train", recipe)
-    return run_stage("evaluate", recipe)
+    return stage.prepare(recipe)
 
 
-def _prepare(recipe: Recipe) -> Any:
-    from distributed_kd.corpus.prepare import prepare
-
-    return prepare(recipe)
-
-
-def _cache(recipe: Recipe) -> Any:
+def cache(recipe: Recipe) -> CacheManifest:
     from distributed_kd.student.build import write_initial_weights
     from distributed_kd.teacher.capture import capture
 
@@ -44,21 +29,22 @@ def _cache(recipe: Recipe) -> Any:
     return manifest
 
 
-def _train(recipe: Recipe) -> None:
-    from distributed_kd.student.train import train
+def train(recipe: Recipe) -> None:
+    from distributed_kd.student import train as stage
 
+    stage.train(recipe)
+
+
+def evaluate(recipe: Recipe) -> dict[str, Any]:
+    """Returns what `report.json` holds."""
+    from distributed_kd.evaluate import evaluate as stage
+
+    return stage.evaluate(recipe)
+
+
+def run(recipe: Recipe) -> dict[str, Any]:
+    """All four; returns the report."""
+    prepare(recipe)
+    cache(recipe)
     train(recipe)
-
-
-def _evaluate(recipe: Recipe) -> Any:
-    from distributed_kd.evaluate.evaluate import evaluate
-
     return evaluate(recipe)
-
-
-_FUNCTIONS: dict[str, Callable[[Recipe], Any]] = {
-    "prepare": _prepare,
-    "cache": _cache,
-    "train": _train,
-    "evaluate": _evaluate,
-}

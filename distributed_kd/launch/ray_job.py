@@ -16,7 +16,6 @@ from distributed_kd import console
 from distributed_kd.bundled import PACKAGE, bundled
 from distributed_kd.errors import RequestError, WorkError
 from distributed_kd.recipe import Recipe, dump
-from distributed_kd.stages import STAGES
 from distributed_kd.store.filesystem import Store
 
 
@@ -26,8 +25,9 @@ def submit_stage(stage: str, recipe: Recipe, address: str, follow: bool) -> dict
     Raises `RequestError` when no cluster answers, and when the job failed what the stage itself would have raised.
     Returns its id and status.
     """
-    if stage not in (*STAGES, "run"):
-        raise RequestError(f"there is no stage {stage!r} to submit; it is one of {', '.join(STAGES)} or run")
+    entry_points = sorted(path.stem for path in bundled("jobs").glob("*.py"))
+    if stage not in entry_points:
+        raise RequestError(f"there is no stage {stage!r} to submit; it is one of {', '.join(entry_points)}")
     from ray.job_submission import JobSubmissionClient
 
     try:
