@@ -4,8 +4,7 @@ Three byte strings a sequence, each decodable without its neighbours: `tail` (ta
 kept ids are) and `ids`. Ids are exact; probabilities are rounded so that the KL this adds stays within 3e-4 nat a
 position on data like the sample that the code tables were made from (see `quantiser.py`). A drawn id's count is exact.
 
-Within a row, decoded ids stand by falling level and, at equal levels, by id, the most probable one first of all. An
-id of probability 0 (logit -inf) is not kept: it decodes as `NO_ID`.
+Within a row, decoded ids stand by falling level, the most probable one first; equal levels have no order. An id of probability 0 (logit -inf) is not kept: it decodes as `NO_ID`.
 
 Shapes: N positions, W ids kept at most (the width of the tables), G temperatures.
 """
@@ -89,10 +88,9 @@ def decode(
 class _Rows:
     """Targets in the order that the streams want: by falling level, then by id."""
 
-    def __init__(self, ids: np.ndarray, levels: np.ndarray, first: np.ndarray, steps: np.ndarray) -> None:
+    def __init__(self, ids: np.ndarray, levels: np.ndarray, steps: np.ndarray) -> None:
         self.ids = ids  # [N, W] int32, NO_ID after the kept ones
         self.levels = levels  # [N, W] int32, -1 likewise
-        self.first = first  # [N] int32: which of the first run of equal levels is the most probable
         self.steps = steps  # [N, G] int32
         self.kept = (levels >= 0).sum(axis=1).astype(np.int32)
         self.masses = self.given = self.seen = self.types = np.empty(0)
@@ -107,7 +105,10 @@ class _Rows:
         if (targets.ids[kept] >= code.vocabulary_size).any():
             raise ValueError(f"an id of {targets.ids.max()} is not of a vocabulary of {code.vocabulary_size}")
         key = (np.int64(level_stream.HIGHEST_LEVEL) - levels) << _ID_BITS | np.maximum(targets.ids, 0)
+        likeliest = np.argmax(np.where(kept, targets.logits, -np.inf), axis=1)
+        key[np.arange(positions), likeliest] -= 1 << 62  # the first, whatever shares its level
         key = np.sort(np.where(kept, key, np.iinfo(np.int64).max), axis=1)
+        key[:, 0] += np.where(kept.any(axis=1), 1 << 62, 0)
         if (kept.sum(axis=1) > code.width).any():
             raise ValueError(f"a row keeps {kept.sum(axis=1).max()} ids; the code tables are for {code.width}")
         if width < code.width:
@@ -116,10 +117,7 @@ class _Rows:
         there = key != np.iinfo(np.int64).max
         ids = np.where(there, key & ((1 << _ID_BITS) - 1), NO_ID).astype(np.int32)
         levels = np.where(there, level_stream.HIGHEST_LEVEL - (key >> _ID_BITS), -1).astype(np.int32)
-        likeliest = np.argmax(np.where(kept, targets.logits, -np.inf), axis=1)
-        top = targets.ids[np.arange(positions), likeliest]
-        first = np.argmax(ids == top[:, None], axis=1).astype(np.int32)
-        rows = cls(ids, levels, first, tail.quantise(targets.tail_odds))
+        rows = cls(ids, levels, tail.quantise(targets.tail_odds))
         rows.masses = code.quantiser.masses(rows.steps)
         rows.given = _classes(tokens, code)
         rows.seen = np.where(there, code.seen_index[np.maximum(ids, 0)], -1).astype(np.int32)
@@ -145,8 +143,8 @@ class _Rows:
         while True:  # nearly always once; a set of thousands of ids may pop more zeros than that
             words = np.zeros(rans.HEAD + 4 * (end - begin) * (width + 1) + spare, np.uint32)
             first, stop = id_stream.push_ids(
-                self.ids[part], self.levels[part], self.kept[part], self.first[part], self.seen[part],
-                self.types[part], self.given[part], code.coder, words, len(words) - spare,
+                self.ids[part], self.levels[part], self.kept[part], self.seen[part], self.types[part],
+                self.given[part], code.coder, words, len(words) - spare,
             )  # fmt: skip
             if first >= 0:
                 return tails, levels, words[first:stop].astype("<u4").tobytes()

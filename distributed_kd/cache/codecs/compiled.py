@@ -6,8 +6,10 @@ some thousand times slower and give the same bytes, so a cache can be read with 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 try:
@@ -20,10 +22,31 @@ except ImportError:
 COMPILED = numba is not None
 
 
+def _sources() -> str:
+    """A digest of this folder's source. numba keeps compiled code by function and file time and does not see that a
+    kernel in another file, compiled into this one, has changed; a name that changes with the source makes it look."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
+_SOURCES = _sources() if COMPILED else ""
+
+
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates a kernel."""
+    return _compile(function, {})
+
+
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates a step of a kernel: a call would pass every array in ten words and count its references."""
+    return _compile(function, {"inline": "always"})
+
+
+def _compile(function: Callable[..., Any], more: dict[str, Any]) -> Callable[..., Any]:
     if numba is None:
         return function
-    options = {"nogil": True, "error_model": "numpy"}
+    function.__qualname__ += f"_{_SOURCES}"
+    options = {"nogil": True, "error_model": "numpy"} | more
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # no folder to keep the compiled code in: compile at each start

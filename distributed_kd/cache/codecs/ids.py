@@ -8,7 +8,7 @@ is found by comparing with 32 numbers and one multiplication.
 The order of equal levels carries nothing, so it is not paid for: before an id is pushed the encoder pops from its own
 stack which of the set's remaining ids it shall be, and the decoder pushes that choice back, having seen the id's
 place among those it has (bits back: Townsend et al. 2019; for sets: Severo et al. 2022). A set of n saves log2(n!)
-bits. Only the first set says which of its ids comes first, so that the most probable id of a position survives.
+bits. The first id is a set by itself, so that the most probable id of a position survives a tie.
 
 Shapes: N positions, W ids kept at most, V vocabulary, C types, U ids seen when the tables were made.
 """
@@ -18,10 +18,11 @@ from __future__ import annotations
 import numpy as np
 
 from distributed_kd.cache.codecs import rans
-from distributed_kd.cache.codecs.compiled import compiled
+from distributed_kd.cache.codecs.compiled import compiled, inlined
 
 ID_BITS = 20
 CLASSES = 32  # class 0 is the escape
+GUIDE_BITS = 12
 LARGEST_SET = 256  # longer runs of one level are several sets, so that keeping them sorted stays cheap
 _RECIPROCAL_BITS = 40
 
@@ -31,28 +32,30 @@ def reciprocals(shares: np.ndarray) -> np.ndarray:
     return ((1 << _RECIPROCAL_BITS) + shares.astype(np.int64) - 1) // np.maximum(shares, 1)
 
 
-@compiled
-def run_length(levels, begin, kept):  # type: ignore[no-untyped-def]
+@inlined
+def set_end(levels, row, begin, kept):  # type: ignore[no-untyped-def]
+    """Where the set that begins in a column ends: the first id is a set by itself, then runs of equal levels are."""
+    limit = min(begin + LARGEST_SET, kept) if begin > 0 else 1
     end = begin + 1
-    while end < kept and levels[end] == levels[begin]:
+    while end < limit and levels[row, end] == levels[row, begin]:
         end += 1
-    return end - begin
+    return end
 
 
-@compiled
-def pop_id(x, words, place, starts, shares, inverse, bases, order, all_starts, all_bases, all_order):  # type: ignore[no-untyped-def]
+@inlined
+def pop_id(x, words, place, kind, starts, guide, shares, inverse, bases, order, all_starts, all_bases, all_order):  # type: ignore[no-untyped-def]
     """(id, x, place); id -1 where the stream names none."""
     slot = x & ((1 << ID_BITS) - 1)
-    which = np.int64(0)
-    for candidate in range(1, CLASSES):
-        which += starts[candidate] <= slot
-    offset = slot - np.int64(starts[which])
-    share = np.int64(shares[which])
-    index = (offset * inverse[which]) >> _RECIPROCAL_BITS
+    which = np.int64(guide[kind, slot >> GUIDE_BITS])
+    while starts[kind, which + 1] <= slot:
+        which += 1
+    offset = slot - np.int64(starts[kind, which])
+    share = np.int64(shares[kind, which])
+    index = (offset * inverse[kind, which]) >> _RECIPROCAL_BITS
     x, place = rans.refill(share * (x >> ID_BITS) + offset - index * share, words, place)
     if which > 0:
-        return np.int64(order[bases[which] + index]), x, place
-    symbol, x, place = rans.pop_symbol(x, words, place, all_starts)
+        return np.int64(order[bases[kind, which] + index]), x, place
+    symbol, x, place = rans.pop_symbol(x, words, place, all_starts, 0)
     size = np.int64(all_bases[symbol + 1]) - np.int64(all_bases[symbol])
     if size == 0:
         return np.int64(-1), x, place
@@ -60,43 +63,43 @@ def pop_id(x, words, place, starts, shares, inverse, bases, order, all_starts, a
     return np.int64(all_order[all_bases[symbol] + index]), x, place
 
 
-@compiled
-def push_id(x, words, place, rank, rank_of_all, starts, shares, bases, all_starts, all_bases):  # type: ignore[no-untyped-def]
+@inlined
+def push_id(x, words, place, kind, rank, rank_of_all, starts, shares, bases, all_starts, all_bases):  # type: ignore[no-untyped-def]
     """rank: the id's place in its type's order, -1 where it has none; rank_of_all: its place in the order of all ids."""
     if rank >= 0:
         which = np.int64(0)
         for candidate in range(2, CLASSES + 1):
-            which += bases[candidate] <= rank
+            which += bases[kind, candidate] <= rank
         which += 1
-        share = np.int64(shares[which])
-        return rans.push(x, words, place, np.int64(starts[which]) + (rank - bases[which]) * share, share, ID_BITS)
+        share = np.int64(shares[kind, which])
+        start = np.int64(starts[kind, which]) + (rank - np.int64(bases[kind, which])) * share
+        return rans.push(x, words, place, start, share, ID_BITS)
     symbol = np.int64(0)
     for candidate in range(1, rans.SYMBOLS):
         symbol += all_bases[candidate] <= rank_of_all
     size = np.int64(all_bases[symbol + 1]) - np.int64(all_bases[symbol])
     if size > 1:
         x, place = rans.push_uniform(x, words, place, rank_of_all - np.int64(all_bases[symbol]), size)
-    start = np.int64(all_starts[symbol])
-    x, place = rans.push(x, words, place, start, np.int64(all_starts[symbol + 1]) - start, rans.SYMBOL_BITS)
-    return rans.push(x, words, place, np.int64(0), np.int64(shares[0]), ID_BITS)
+    start = np.int64(all_starts[0, symbol])
+    x, place = rans.push(x, words, place, start, np.int64(all_starts[0, symbol + 1]) - start, rans.SYMBOL_BITS)
+    return rans.push(x, words, place, np.int64(0), np.int64(shares[kind, 0]), ID_BITS)
 
 
-@compiled
-def pop_type(x, words, place, starts):  # type: ignore[no-untyped-def]
+@inlined
+def pop_type(x, words, place, starts, given):  # type: ignore[no-untyped-def]
     slot = x & ((1 << rans.SYMBOL_BITS) - 1)
-    low, high = 0, len(starts) - 2
+    low, high = 0, starts.shape[1] - 2
     while low < high:
         middle = (low + high + 1) >> 1
-        if starts[middle] <= slot:
+        if starts[given, middle] <= slot:
             low = middle
         else:
             high = middle - 1
-    if high == 0 and len(starts) == 2:  # one type: nothing was coded
+    if starts.shape[1] == 2:  # one type: nothing was coded
         return low, x, place
-    start = np.int64(starts[low])
-    x, place = rans.refill(
-        rans.advance(x, start, np.int64(starts[low + 1]) - start, rans.SYMBOL_BITS), words, place
-    )
+    start = np.int64(starts[given, low])
+    frequency = np.int64(starts[given, low + 1]) - start
+    x, place = rans.refill(rans.advance(x, start, frequency, rans.SYMBOL_BITS), words, place)
     return low, x, place
 
 
@@ -125,97 +128,81 @@ def choose_types(seen, kept, given, costs, given_costs, chosen):  # type: ignore
 
 
 @compiled
-def push_ids(ids, levels, kept, first, seen, chosen, given, tables, words, place):  # type: ignore[no-untyped-def]
-    """Pushes the ids of N rows onto the stack at words[place:] (zeros that may be popped); returns the stream's bounds.
+def push_ids(ids, levels, kept, seen, chosen, given, tables, words, place):  # type: ignore[no-untyped-def]
+    """Pushes the ids of N rows onto the stack at words[place:] (zeros that may be popped).
 
-    ids: [N, W] sorted within runs of equal levels; first: [N] which of its run the most probable id is.
+    ids: [N, W], the most probable first, then by level, ascending among equal levels.
     Returns (begin, end) of the stream in `words`; begin -1 where `words` was too small.
     """
-    (given_starts, starts, shares, _, bases, order, ranks, all_starts, all_bases, all_order, all_ranks) = tables
+    (given_starts, starts, _, shares, _, bases, _, ranks, all_starts, all_bases, _, all_ranks) = tables
     x = np.int64(rans.LOWEST)
     end = place
     left = np.empty(LARGEST_SET, np.int64)
+    sets = np.empty(levels.shape[1] + 1, np.int64)
     for row in range(len(ids) - 1, -1, -1):
         kind = np.int64(chosen[row])
-        stop = np.int64(kept[row])
-        while stop > 0:
-            begin = stop - 1
-            while begin > 0 and levels[row, begin - 1] == levels[row, stop - 1]:
-                begin -= 1
-            if begin == 0 and stop > 1:
-                x, place = rans.push_uniform(x, words, place, np.int64(first[row]), stop)
-            chunk_end = stop
-            while chunk_end > begin:
-                chunk = begin + ((chunk_end - begin - 1) // LARGEST_SET) * LARGEST_SET
-                size = chunk_end - chunk
-                for index in range(size):
-                    left[index] = chunk + index
-                while size > 0:
-                    pick = np.int64(0)
-                    if size > 1:
-                        pick, x, place = rans.pop_uniform(x, words, place, size)
-                        if place > len(words):
-                            return -1, -1
-                        end = max(end, place)
-                    column = left[pick]
-                    size -= 1
-                    for index in range(pick, size):
-                        left[index] = left[index + 1]
-                    rank = np.int64(-1)
-                    if seen[row, column] >= 0:
-                        rank = np.int64(ranks[kind, seen[row, column]])
-                    x, place = push_id(
-                        x, words, place, rank, np.int64(all_ranks[ids[row, column]]),
-                        starts[kind], shares[kind], bases[kind], all_starts, all_bases,
-                    )  # fmt: skip
-                    if place > len(words):
-                        return -1, -1
-                chunk_end = chunk
-            stop = begin
+        count = 0
+        sets[0] = 0
+        while sets[count] < kept[row]:
+            sets[count + 1] = set_end(levels, row, sets[count], np.int64(kept[row]))
+            count += 1
+        for place_of_set in range(count - 1, -1, -1):
+            begin = sets[place_of_set]
+            size = sets[place_of_set + 1] - begin
+            for index in range(size):
+                left[index] = begin + index
+            while size > 0:
+                pick = np.int64(0)
+                if size > 1:
+                    pick, x, place = rans.pop_uniform(x, words, place, size)
+                    end = max(end, place)
+                column = left[pick]
+                size -= 1
+                for index in range(pick, size):
+                    left[index] = left[index + 1]
+                rank = np.int64(-1)
+                if seen[row, column] >= 0:
+                    rank = np.int64(ranks[kind, seen[row, column]])
+                x, place = push_id(
+                    x, words, place, kind, rank, np.int64(all_ranks[ids[row, column]]), starts, shares, bases,
+                    all_starts, all_bases,
+                )  # fmt: skip
+                if place > len(words):
+                    return -1, -1
         if given_starts.shape[1] > 2:
             start = np.int64(given_starts[given[row], kind])
             frequency = np.int64(given_starts[given[row], kind + 1]) - start
             x, place = rans.push(x, words, place, start, frequency, rans.SYMBOL_BITS)
-            if place > len(words):
-                return -1, -1
+    if place > len(words):
+        return -1, -1
     return rans.finish(x, words, place), end
 
 
 @compiled
 def pop_ids(words, levels, kept, given, tables, ids):  # type: ignore[no-untyped-def]
-    """The inverse of `push_ids`: fills ids; writes into `words`. Returns whether the stream was whole."""
-    (given_starts, starts, shares, inverse, bases, order, _, all_starts, all_bases, all_order, _) = tables
+    """The inverse of `push_ids`, but for the order of equal levels: fills ids; writes into `words`.
+
+    Returns whether the stream was whole.
+    """
+    (given_starts, starts, guide, shares, inverse, bases, order, _, all_starts, all_bases, all_order, _) = tables
     x, place = rans.begin(words)
     for row in range(len(levels)):
-        if place > len(words):
-            return False
-        kind, x, place = pop_type(x, words, place, given_starts[given[row]])
-        type_starts, type_shares = starts[kind], shares[kind]
-        type_inverse, type_bases = inverse[kind], bases[kind]
-        row_ids = ids[row]
+        kind, x, place = pop_type(x, words, place, given_starts, given[row])
         begin = 0
         while begin < kept[row]:
-            run = run_length(levels[row], begin, kept[row])
-            for chunk in range(begin, begin + run, LARGEST_SET):
-                for size in range(1, min(LARGEST_SET, begin + run - chunk) + 1):
-                    found, x, place = pop_id(
-                        x, words, place, type_starts, type_shares, type_inverse, type_bases, order,
-                        all_starts, all_bases, all_order,
-                    )  # fmt: skip
-                    if found < 0 or place > len(words):
-                        return False
-                    index = size - 1
-                    while index > 0 and row_ids[chunk + index - 1] > found:
-                        row_ids[chunk + index] = row_ids[chunk + index - 1]
-                        index -= 1
-                    row_ids[chunk + index] = found
-                    if size > 1:
-                        x, place = rans.push_uniform(x, words, place, np.int64(index), np.int64(size))
-            if begin == 0 and run > 1:
-                first, x, place = rans.pop_uniform(x, words, place, np.int64(run))
-                found = row_ids[first]
-                for index in range(first, 0, -1):
-                    row_ids[index] = row_ids[index - 1]
-                row_ids[0] = found
-            begin += run
+            end = set_end(levels, row, begin, np.int64(kept[row]))
+            for column in range(begin, end):
+                found, x, place = pop_id(
+                    x, words, place, kind, starts, guide, shares, inverse, bases, order,
+                    all_starts, all_bases, all_order,
+                )  # fmt: skip
+                if found < 0 or place > len(words):
+                    return False
+                ids[row, column] = found
+                if column > begin:
+                    index = np.int64(0)
+                    for before in range(begin, column):
+                        index += ids[row, before] < found
+                    x, place = rans.push_uniform(x, words, place, index, np.int64(column - begin + 1))
+            begin = end
     return rans.is_whole(x, words, place)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from distributed_kd.cache.codecs import rans
-from distributed_kd.cache.codecs.compiled import compiled
+from distributed_kd.cache.codecs.compiled import compiled, inlined
 
 MASS_BITS = 20  # weights and masses are in units of 2^-20
 HIGHEST_LEVEL = 8191
@@ -31,16 +31,22 @@ _LARGE_BITS = 20
 _LEVEL_BITS = 13
 
 
-@compiled
+_LENGTHS = np.array([number.bit_length() for number in range(4096)], np.int32)
+
+
+@inlined
 def bit_length(value):  # type: ignore[no-untyped-def]
-    length = 0
-    while value > 0:
-        value >>= 1
-        length += 1
-    return length
+    """0 <= value < 2^48."""
+    if value < 4096:
+        return np.int64(_LENGTHS[value])
+    if value < 1 << 24:
+        return np.int64(_LENGTHS[value >> 12]) + 12
+    if value < 1 << 36:
+        return np.int64(_LENGTHS[value >> 24]) + 24
+    return np.int64(_LENGTHS[value >> 36]) + 36
 
 
-@compiled
+@inlined
 def logarithm(value, fraction):  # type: ignore[no-untyped-def]
     """log2 in steps of 2^-fraction, near enough, for value > 0: the bit length and the bits after the leading one."""
     length = bit_length(value)
@@ -49,7 +55,7 @@ def logarithm(value, fraction):  # type: ignore[no-untyped-def]
     return (length << fraction) | ((value >> (length - 1 - fraction)) & ((1 << fraction) - 1))
 
 
-@compiled
+@inlined
 def add_number(number, context, events, count):  # type: ignore[no-untyped-def]
     """A number >= 0 as one symbol, exact below 8, then two an octave with raw bits; returns the new count."""
     if number < 8:
@@ -66,7 +72,7 @@ def add_number(number, context, events, count):  # type: ignore[no-untyped-def]
     return count + 2
 
 
-@compiled
+@inlined
 def pop_number_after(symbol, x, words, place):  # type: ignore[no-untyped-def]
     """(number, x, place): the rest of a number whose symbol <= `_LARGE` has been popped."""
     if symbol < 8:
@@ -78,7 +84,7 @@ def pop_number_after(symbol, x, words, place):  # type: ignore[no-untyped-def]
     return ((2 + (symbol & 1)) << bits) | low, x, place
 
 
-@compiled
+@inlined
 def sparse_context(rank, bound, mass, weight):  # type: ignore[no-untyped-def]
     ratio = logarithm(((mass << 4) // (weight[bound] + 1)) + 1, 1) - 4
     return (
@@ -88,13 +94,13 @@ def sparse_context(rank, bound, mass, weight):  # type: ignore[no-untyped-def]
     )
 
 
-@compiled
+@inlined
 def dense_context(level, mass, rest, weight):  # type: ignore[no-untyped-def]
     fill = logarithm((mass << 6) // (rest * weight[level] + 1) + 1, 2) - 20
     return DENSE + level * FILLS + min(max(fill, 0), FILLS - 1)
 
 
-@compiled
+@inlined
 def highest_within(mass, weight, within):  # type: ignore[no-untyped-def]
     """The highest level that a mass allows, and two more for rounding. within: [1025], by mass / 2^10."""
     return min(within[min(mass >> (MASS_BITS - 10), 1024)] + 2, len(weight) - 1)
@@ -163,7 +169,7 @@ def pop_levels(words, masses, weight, within, dense_top, exact, starts, levels, 
         mass = np.int64(masses[row])
         rest = np.int64(width)
         if not exact:
-            symbol, x, place = rans.pop_symbol(x, words, place, starts[MISSING])
+            symbol, x, place = rans.pop_symbol(x, words, place, starts, MISSING)
             if symbol > _LARGE:
                 return False
             missing, x, place = pop_number_after(symbol, x, words, place)
@@ -176,7 +182,7 @@ def pop_levels(words, masses, weight, within, dense_top, exact, starts, levels, 
         while rest > 0 and not (exact and mass == 0):
             bound = min(bound, highest_within(mass, weight, within))
             context = sparse_context(rank, bound, mass, weight)
-            symbol, x, place = rans.pop_symbol(x, words, place, starts[context])
+            symbol, x, place = rans.pop_symbol(x, words, place, starts, context)
             if symbol == _STOP:
                 break
             if symbol == _ABOVE:
@@ -197,7 +203,7 @@ def pop_levels(words, masses, weight, within, dense_top, exact, starts, levels, 
         lowest = 1 if exact else 0
         while rest > 0 and level > lowest and not (exact and mass == 0):
             context = dense_context(level, mass, 1 if exact else rest, weight)
-            symbol, x, place = rans.pop_symbol(x, words, place, starts[context])
+            symbol, x, place = rans.pop_symbol(x, words, place, starts, context)
             if symbol == _ALL:
                 run = rest
             elif symbol <= _LARGE:

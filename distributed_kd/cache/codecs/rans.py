@@ -17,23 +17,26 @@ from __future__ import annotations
 
 import numpy as np
 
-from distributed_kd.cache.codecs.compiled import compiled
+from distributed_kd.cache.codecs.compiled import compiled, inlined
 
 LOWEST = 1 << 31
 UNIFORM_BITS = 20
 SYMBOL_BITS = 15
 SYMBOLS = 32  # in every table of small symbols
+_GUIDE_BITS = 10
+SMALL_COUNTS = 256
+_STEPS = np.array([0] + [(1 << UNIFORM_BITS) // count for count in range(1, SMALL_COUNTS + 1)], np.int32)
 HEAD = 2  # words before the stack: x
 _WORD = 0xFFFFFFFF
 
 
-@compiled
+@inlined
 def advance(x, start, frequency, bits):  # type: ignore[no-untyped-def]
     """x after the symbol that owns these slots is popped, before `refill`."""
     return frequency * (x >> bits) + (x & ((1 << bits) - 1)) - start
 
 
-@compiled
+@inlined
 def refill(x, words, place):  # type: ignore[no-untyped-def]
     """(x, place), a word taken where x fell below its interval. Past the end, place stays at len(words) + 1."""
     if x < LOWEST:
@@ -43,7 +46,7 @@ def refill(x, words, place):  # type: ignore[no-untyped-def]
     return x, place
 
 
-@compiled
+@inlined
 def push(x, words, place, start, frequency, bits):  # type: ignore[no-untyped-def]
     """(x, place) with a symbol pushed; `frequency` < 2^bits. Without room for a word, place is len(words) + 1 for good."""
     if x >= (np.int64(frequency) << (63 - bits)):
@@ -52,32 +55,37 @@ def push(x, words, place, start, frequency, bits):  # type: ignore[no-untyped-de
         place -= 1
         words[place] = x & _WORD
         x >>= 32
-    return ((x // frequency) << bits) + start + x % frequency, place
+    whole = x // frequency
+    return (whole << bits) + start + x - whole * frequency, place
 
 
-@compiled
-def uniform_slots(index, count):  # type: ignore[no-untyped-def]
-    """(start, frequency) of `index` among `count` equally likely ones, `count` <= 2^20."""
-    start = ((index << UNIFORM_BITS) + count - 1) // count
-    return start, (((index + 1) << UNIFORM_BITS) + count - 1) // count - start
+@inlined
+def uniform_step(count):  # type: ignore[no-untyped-def]
+    """How many of 2^20 slots each of `count` <= 2^20 equally likely ones owns; the last owns the rest too."""
+    if count <= SMALL_COUNTS:
+        return np.int64(_STEPS[count])
+    return (1 << UNIFORM_BITS) // count
 
 
-@compiled
+@inlined
 def pop_uniform(x, words, place, count):  # type: ignore[no-untyped-def]
     """(index, x, place), index < count."""
-    index = ((x & ((1 << UNIFORM_BITS) - 1)) * count) >> UNIFORM_BITS
-    start, frequency = uniform_slots(index, count)
-    x, place = refill(advance(x, start, frequency, UNIFORM_BITS), words, place)
+    step = uniform_step(count)
+    index = min((x & ((1 << UNIFORM_BITS) - 1)) // step, count - 1)
+    frequency = step if index < count - 1 else (1 << UNIFORM_BITS) - index * step
+    x, place = refill(advance(x, index * step, frequency, UNIFORM_BITS), words, place)
     return index, x, place
 
 
-@compiled
+@inlined
 def push_uniform(x, words, place, index, count):  # type: ignore[no-untyped-def]
-    start, frequency = uniform_slots(index, count)
-    return push(x, words, place, start, frequency, UNIFORM_BITS)
+    """(x, place); `count` >= 2."""
+    step = uniform_step(count)
+    frequency = step if index < count - 1 else (1 << UNIFORM_BITS) - index * step
+    return push(x, words, place, index * step, frequency, UNIFORM_BITS)
 
 
-@compiled
+@inlined
 def pop_bits(x, words, place, bits):  # type: ignore[no-untyped-def]
     """(value, x, place): `bits` <= 20 bits as they are."""
     value = x & ((1 << bits) - 1)
@@ -85,16 +93,23 @@ def pop_bits(x, words, place, bits):  # type: ignore[no-untyped-def]
     return value, x, place
 
 
-@compiled
-def pop_symbol(x, words, place, starts):  # type: ignore[no-untyped-def]
-    """(symbol, x, place). starts: [33] int32, the first slot of each symbol and 2^15."""
+@inlined
+def pop_symbol(x, words, place, starts, context):  # type: ignore[no-untyped-def]
+    """(symbol, x, place). starts: [contexts, 33 + 32] int32, see `with_guide`."""
     slot = x & ((1 << SYMBOL_BITS) - 1)
-    symbol = np.int64(0)
-    for candidate in range(1, SYMBOLS):  # counts instead of searching: no branch to mispredict
-        symbol += starts[candidate] <= slot
-    start = np.int64(starts[symbol])
-    x, place = refill(advance(x, start, np.int64(starts[symbol + 1]) - start, SYMBOL_BITS), words, place)
+    symbol = np.int64(starts[context, SYMBOLS + 1 + (slot >> _GUIDE_BITS)])
+    while starts[context, symbol + 1] <= slot:
+        symbol += 1
+    start = np.int64(starts[context, symbol])
+    x, place = refill(advance(x, start, np.int64(starts[context, symbol + 1]) - start, SYMBOL_BITS), words, place)
     return symbol, x, place
+
+
+def with_guide(starts: np.ndarray) -> np.ndarray:
+    """[contexts, 33] first slots of 32 symbols, and 2^15, to [contexts, 33 + 32]: followed by the symbol of every
+    1024th slot, from where a search needs a step or two."""
+    guides = [np.searchsorted(row, np.arange(SYMBOLS) << _GUIDE_BITS, "right") - 1 for row in starts]
+    return np.concatenate([starts, np.array(guides, np.int32).reshape(len(starts), SYMBOLS)], axis=1)
 
 
 @compiled

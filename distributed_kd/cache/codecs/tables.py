@@ -123,8 +123,8 @@ def _parse(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Tables:
     given_costs = np.rint(8 * (rans.SYMBOL_BITS - np.log2(np.diff(given_starts, axis=1))))
     return Tables(
         width, vocabulary, temperatures, quantiser,
-        starts_of(_smooth(arrays["tail_counts"].astype(np.int64), _tail_groups(len(temperatures)))),
-        starts_of(_smooth(arrays["level_counts"].astype(np.int64), _level_groups())),
+        rans.with_guide(starts_of(_smooth(arrays["tail_counts"].astype(np.int64), _tail_groups(len(temperatures))))),
+        rans.with_guide(starts_of(_smooth(arrays["level_counts"].astype(np.int64), _level_groups()))),
         token_classes, seen_index, costs, given_costs.astype(np.uint8), (given_starts, *coder),
     )  # fmt: skip
 
@@ -269,8 +269,11 @@ def _coder(counts: np.ndarray, seen: np.ndarray, vocabulary: int) -> tuple[tuple
     all_starts, all_bases, all_order, all_ranks = _order_of_all(everywhere, escaped, seen, vocabulary)
     costs = _costs(id_shares, shares[:, 0], all_starts, all_bases, all_ranks[seen])
     order = np.append(np.concatenate(orders), 0).astype(np.int32)  # never empty
+    points = np.arange(1 << (ids.ID_BITS - ids.GUIDE_BITS)) << ids.GUIDE_BITS
+    guide = np.array([np.searchsorted(row, points, "right") - 1 for row in starts], np.uint8)
     return (
-        starts, shares, ids.reciprocals(shares), bases, order, ranks, all_starts, all_bases, all_order, all_ranks
+        starts, guide, shares, ids.reciprocals(shares), bases, order, ranks, rans.with_guide(all_starts[None]), all_bases,
+        all_order, all_ranks,
     ), costs  # fmt: skip
 
 

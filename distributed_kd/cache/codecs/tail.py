@@ -72,13 +72,13 @@ def pop_tail(words, starts, steps):  # type: ignore[no-untyped-def]
         before = np.int64(0)
         for column in range(steps.shape[1]):
             context = column * 2 * rans.SYMBOLS
-            nat, x, place = rans.pop_symbol(x, words, place, starts[context + before])
+            nat, x, place = rans.pop_symbol(x, words, place, starts, context + before)
             if nat == _ESCAPE:
                 high, x, place = rans.pop_bits(x, words, place, 12)
                 low, x, place = rans.pop_bits(x, words, place, 12)
                 steps[row, column] = (high << 12) + low + NO_TAIL
             else:
-                part, x, place = rans.pop_symbol(x, words, place, starts[context + rans.SYMBOLS + nat])
+                part, x, place = rans.pop_symbol(x, words, place, starts, context + rans.SYMBOLS + nat)
                 low, x, place = rans.pop_bits(x, words, place, 5)
                 steps[row, column] = (nat << STEP_BITS) + (part << 5) + low - _ZERO
             before = nat
