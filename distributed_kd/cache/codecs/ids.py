@@ -167,8 +167,6 @@ def push_ids(ids, levels, kept, seen, chosen, given, tables, words, place):  # t
                     x, words, place, kind, rank, np.int64(all_ranks[ids[row, column]]), starts, shares, bases,
                     all_starts, all_bases,
                 )  # fmt: skip
-                if place > len(words):
-                    return -1, -1
         if given_starts.shape[1] > 2:
             start = np.int64(given_starts[given[row], kind])
             frequency = np.int64(given_starts[given[row], kind + 1]) - start
@@ -189,6 +187,7 @@ def pop_ids(words, levels, kept, given, tables, ids):  # type: ignore[no-untyped
     for row in range(len(levels)):
         kind, x, place = pop_type(x, words, place, given_starts, given[row])
         begin = 0
+        lowest = np.int64(0)
         while begin < kept[row]:
             end = set_end(levels, row, begin, np.int64(kept[row]))
             for column in range(begin, end):
@@ -196,13 +195,14 @@ def pop_ids(words, levels, kept, given, tables, ids):  # type: ignore[no-untyped
                     x, words, place, kind, starts, guide, shares, inverse, bases, order,
                     all_starts, all_bases, all_order,
                 )  # fmt: skip
-                if found < 0 or place > len(words):
-                    return False
                 ids[row, column] = found
+                lowest = min(lowest, found)
                 if column > begin:
                     index = np.int64(0)
                     for before in range(begin, column):
                         index += ids[row, before] < found
                     x, place = rans.push_uniform(x, words, place, index, np.int64(column - begin + 1))
             begin = end
+        if lowest < 0 or place > len(words):
+            return False
     return rans.is_whole(x, words, place)

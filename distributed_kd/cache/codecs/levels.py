@@ -163,21 +163,20 @@ def pop_levels(words, masses, weight, within, dense_top, exact, starts, levels, 
     """The inverse of `level_events`: fills levels and kept; returns whether the stream was whole and in bounds."""
     x, place = rans.begin(words)
     width = levels.shape[1]
+    highest = np.int64(len(weight) - 1)
+    lowest = np.int64(1 if exact else 0)
+    damaged = False  # looked at once a row, with all values kept in bounds: an exit in the loops costs a third of the speed
     for row in range(len(levels)):
-        if place > len(words):
-            return False
         mass = np.int64(masses[row])
         rest = np.int64(width)
         if not exact:
             symbol, x, place = rans.pop_symbol(x, words, place, starts, MISSING)
-            if symbol > _LARGE:
-                return False
-            missing, x, place = pop_number_after(symbol, x, words, place)
-            rest = width - missing
-            if rest < 0:
-                return False
+            damaged |= symbol > _LARGE
+            missing, x, place = pop_number_after(min(symbol, _LARGE), x, words, place)
+            damaged |= missing > width
+            rest = max(width - missing, 0)
         kept[row] = rest
-        bound = np.int64(len(weight) - 1)
+        bound = highest
         rank = 0
         while rest > 0 and not (exact and mass == 0):
             bound = min(bound, highest_within(mass, weight, within))
@@ -185,50 +184,47 @@ def pop_levels(words, masses, weight, within, dense_top, exact, starts, levels, 
             symbol, x, place = rans.pop_symbol(x, words, place, starts, context)
             if symbol == _STOP:
                 break
-            if symbol == _ABOVE:
+            if symbol > _STOP:
                 level, x, place = rans.pop_bits(x, words, place, _LEVEL_BITS)
-            elif symbol <= _LARGE:
+                damaged |= symbol != _ABOVE
+            else:
                 distance, x, place = pop_number_after(symbol, x, words, place)
                 level = bound - distance
-            else:
-                return False
-            if level <= dense_top or level >= len(weight):
-                return False
+            damaged |= level <= dense_top or level > highest
+            level = min(max(level, 0), highest)
             levels[row, rank] = level
             bound = level
             mass = max(mass - weight[level], 0)
             rank += 1
             rest -= 1
         level = np.int64(dense_top)
-        lowest = 1 if exact else 0
         while rest > 0 and level > lowest and not (exact and mass == 0):
             context = dense_context(level, mass, 1 if exact else rest, weight)
             symbol, x, place = rans.pop_symbol(x, words, place, starts, context)
-            if symbol == _ALL:
-                run = rest
-            elif symbol <= _LARGE:
+            run = rest
+            if symbol <= _LARGE:
                 run, x, place = pop_number_after(symbol, x, words, place)
             else:
-                return False
-            if run > rest:
-                return False
-            for _ in range(run):
-                levels[row, rank] = level
-                rank += 1
+                damaged |= symbol != _ALL
+            damaged |= run > rest
+            run = min(run, rest)
+            for column in range(rank, rank + run):
+                levels[row, column] = level
+            rank += run
             mass = max(mass - run * weight[level], 0)
             rest -= run
             level -= 1
         if exact:  # what is left of the draws was drawn once each
             once = mass // weight[1]
-            if once > rest:
-                return False
-            kept[row] = rank + once
-            rest = once
-        for _ in range(rest):
-            levels[row, rank] = lowest
-            rank += 1
-        for after in range(rank, width):
-            levels[row, after] = -1
+            damaged |= once > rest
+            rest = min(once, rest)
+            kept[row] = rank + rest
+        for column in range(rank, rank + rest):
+            levels[row, column] = lowest
+        for column in range(rank + rest, width):
+            levels[row, column] = -1
+        if damaged or place > len(words):
+            return False
     return rans.is_whole(x, words, place)
 
 

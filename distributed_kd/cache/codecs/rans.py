@@ -39,11 +39,11 @@ def advance(x, start, frequency, bits):  # type: ignore[no-untyped-def]
 @inlined
 def refill(x, words, place):  # type: ignore[no-untyped-def]
     """(x, place), a word taken where x fell below its interval. Past the end, place stays at len(words) + 1."""
-    if x < LOWEST:
-        if place >= len(words):
-            return np.int64(LOWEST), np.int64(len(words) + 1)
-        return (x << 32) | np.int64(words[place]), place + 1
-    return x, place
+    low = x < LOWEST
+    if place >= len(words):
+        return (np.int64(LOWEST), np.int64(len(words) + 1)) if low else (x, place)
+    word = np.int64(words[place])
+    return ((x << 32) | word if low else x), (place + 1 if low else place)  # no branch on x: it would be mispredicted
 
 
 @inlined
