@@ -114,9 +114,7 @@ def _with_tables(
     within = np.searchsorted(weights, masses, "right") - 1
     odds = ((np.arange(_ODDS_ENTRIES) - _ODDS_ENTRIES // 2) + 0.5) * 2.0 ** (_ODDS_SHIFT - STEP_BITS)
     odds_mass = np.rint((1 << MASS_BITS) / (1 + np.exp(odds))).astype(np.int32)
-    return Quantiser(
-        reference, exponent, step, draws, dense_top, values, weights, within.astype(np.int32), odds_mass
-    )
+    return Quantiser(reference, exponent, step, draws, dense_top, values, weights, within.astype(np.int32), odds_mass)
 
 
 def _log_probabilities(targets: SoftTargets, kept: np.ndarray, temperature: float, odds: np.ndarray) -> np.ndarray:

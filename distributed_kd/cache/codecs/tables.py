@@ -291,7 +291,9 @@ def _order_of_all(
     escapes = np.zeros(vocabulary, np.int64)
     escapes[seen] = escaped
     np.add.at(weights[0], band, escapes[order])
-    weights[0, -1] += int((all_counts == 1).sum()) + 1  # what was seen once is about what is yet to be seen (Good-Turing)
+    weights[0, -1] += (
+        int((all_counts == 1).sum()) + 1
+    )  # what was seen once is about what is yet to be seen (Good-Turing)
     bases = np.zeros(rans.SYMBOLS + 1, np.int32)
     bases[1:] = np.cumsum(np.bincount(band, minlength=rans.SYMBOLS))
     ranks = np.empty(vocabulary, np.int32)
