@@ -5,7 +5,7 @@ A codec is one file with a `NAME` and
     decode(columns, lengths, tokens, temperatures, tables) -> SoftTargets
 where the N positions belong to sequences of `lengths` scored positions, `tokens` [N] int32 is the input id at each,
 and `tables` are the bytes of the cache's code tables (None for a codec without). Columns have one row a sequence.
-`encode` raises `ValueError` for targets that it cannot keep, `decode` for bytes that no encoder wrote, whatever they are.
+`encode` raises `ValueError` for targets that it cannot keep, `decode` for bytes that no encoder wrote.
 The manifest names the codec, so a cache stays readable when another becomes the default.
 """
 

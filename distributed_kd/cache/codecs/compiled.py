@@ -1,7 +1,7 @@
 """Machine code for the kernels where numba is at hand, the same lines interpreted where it is not.
 
-The kernels are written in the part of Python that both run: 64-bit integers, arrays, loops. Interpreted they are
-some thousand times slower and give the same bytes, so a cache can be read with numpy alone; a test holds the two together.
+The kernels are written in the part of Python that both run: 64-bit integers, arrays, loops. Interpreted they are some
+thousand times slower and give the same bytes, so a cache can be read with numpy alone; a test holds the two together.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 try:
     if os.environ.get("DKD_INTERPRET_KERNELS"):
         raise ImportError("asked to interpret")
     import numba
-except ImportError:
-    numba = None
 
-COMPILED = numba is not None
+    COMPILED = True
+except ImportError:
+    COMPILED = False
 
 
 def _sources() -> str:
@@ -43,11 +43,11 @@ def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _compile(function: Callable[..., Any], more: dict[str, Any]) -> Callable[..., Any]:
-    if numba is None:
+    if not COMPILED:
         return function
     function.__qualname__ += f"_{_SOURCES}"
-    options = {"nogil": True, "error_model": "numpy"} | more
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"} | more
     try:
-        return numba.njit(cache=True, **options)(function)
+        return cast(Callable[..., Any], numba.njit(cache=True, **options)(function))
     except RuntimeError:  # no folder to keep the compiled code in: compile at each start
-        return numba.njit(**options)(function)
+        return cast(Callable[..., Any], numba.njit(**options)(function))

@@ -65,7 +65,7 @@ def pop_id(x, words, place, kind, starts, guide, shares, inverse, bases, order, 
 
 @inlined
 def push_id(x, words, place, kind, rank, rank_of_all, starts, shares, bases, all_starts, all_bases):  # type: ignore[no-untyped-def]
-    """rank: the id's place in its type's order, -1 where it has none; rank_of_all: its place in the order of all ids."""
+    """rank: the id's place in its type's order, -1 where it has none; rank_of_all: its place in that of all ids."""
     if rank >= 0:
         which = np.int64(0)
         for candidate in range(2, CLASSES + 1):

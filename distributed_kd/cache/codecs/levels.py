@@ -10,6 +10,7 @@ Small numbers are symbols under static tables, one table for each context; large
 Shapes: N positions, W ids kept at most.
 """
 
+# mypy: disable-error-code="arg-type,assignment"
 from __future__ import annotations
 
 import numpy as np

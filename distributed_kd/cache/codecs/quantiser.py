@@ -2,8 +2,8 @@
 
 A KL of sum p * dz^2 / 2 under a budget is cheapest when the step in log p is proportional to 1/sqrt(p): halving a step
 costs a bit whatever p is, and saves distortion in proportion to p * step^2. So levels are uniform in p^a, with
-a = 1/2 at the only temperature; where several are listed, p is that of the lowest one, a is smaller, and the step is the
-largest that keeps the KL within the budget at each. A level decodes to the mean probability of its cell.
+a = 1/2 at the only temperature; where several are listed, p is that of the lowest one, a is smaller, and the step is
+the largest that keeps the KL within the budget at each. A level decodes to the mean probability of its cell.
 
 For drawn ids a level is the number of draws, which is exact.
 

@@ -48,7 +48,7 @@ def refill(x, words, place):  # type: ignore[no-untyped-def]
 
 @inlined
 def push(x, words, place, start, frequency, bits):  # type: ignore[no-untyped-def]
-    """(x, place) with a symbol pushed; `frequency` < 2^bits. Without room for a word, place is len(words) + 1 for good."""
+    """(x, place) with a symbol pushed; `frequency` < 2^bits. Where a word has no room, place is len(words) + 1."""
     if x >= (np.int64(frequency) << (63 - bits)):
         if place <= HEAD or place > len(words):
             return np.int64(LOWEST), np.int64(len(words) + 1)
@@ -116,7 +116,7 @@ def with_guide(starts: np.ndarray) -> np.ndarray:
 def push_events(events, count, starts, words):  # type: ignore[no-untyped-def]
     """Pushes events, the last first, onto an empty stack at the end of `words`; returns (x, place).
 
-    events: [., 2] int32. (context, symbol) is a symbol under starts[context]; (-bits, value) is a value of so many bits.
+    events: [., 2] int32. (context, symbol) is a symbol under starts[context]; (-bits, value) is so many bits.
     """
     x, place = np.int64(LOWEST), np.int64(len(words))
     for event in range(count - 1, -1, -1):
@@ -132,7 +132,7 @@ def push_events(events, count, starts, words):  # type: ignore[no-untyped-def]
 
 @compiled
 def begin(words):  # type: ignore[no-untyped-def]
-    """(x, place) at the top of a stream of at least two words; place is len(words) + 1 where x is out of its interval."""
+    """(x, place) at the top of a stream of at least two words; place is len(words) + 1 where x is out of bounds."""
     x = (np.int64(words[1] & 0x7FFFFFFF) << 32) | np.int64(words[0])
     if words[1] > 0x7FFFFFFF or x < LOWEST:
         return np.int64(LOWEST), np.int64(len(words) + 1)

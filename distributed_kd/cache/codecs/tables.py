@@ -272,15 +272,15 @@ def _coder(counts: np.ndarray, seen: np.ndarray, vocabulary: int) -> tuple[tuple
     points = np.arange(1 << (ids.ID_BITS - ids.GUIDE_BITS)) << ids.GUIDE_BITS
     guide = np.array([np.searchsorted(row, points, "right") - 1 for row in starts], np.uint8)
     return (
-        starts, guide, shares, ids.reciprocals(shares), bases, order, ranks, rans.with_guide(all_starts[None]), all_bases,
-        all_order, all_ranks,
+        starts, guide, shares, ids.reciprocals(shares), bases, order, ranks,
+        rans.with_guide(all_starts[None]), all_bases, all_order, all_ranks,
     ), costs  # fmt: skip
 
 
 def _order_of_all(
     everywhere: np.ndarray, escaped: np.ndarray, seen: np.ndarray, vocabulary: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The escape's code: all ids by falling count in 31 bands, those never seen the 32nd. (starts, bases, order, ranks)."""
+    """The escape: ids by falling count in 31 bands, those never seen in the 32nd: (starts, bases, order, ranks)."""
     all_counts = np.zeros(vocabulary, np.int64)
     all_counts[seen] = everywhere
     order = np.argsort(-all_counts, kind="stable")

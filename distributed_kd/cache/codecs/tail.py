@@ -2,8 +2,8 @@
 
 The odds x_T (see `soft_targets.py`) are rounded to 2^-10 nat: the tail mass is then within 0.05% of itself, which
 costs less than 1e-7 nat of KL. The number is cut in a nat (a symbol, given that of the temperature before), a 32nd
-of a nat (a symbol given the nat) and five bits. Odds outside 15 nats, and the -inf of a tail of nothing, take an
-escape and 24 bits.
+of a nat (a symbol given the nat) and five bits. Odds outside -15 to 14 nats take an escape and 24 bits; the -inf of a
+tail of nothing is a symbol of its own.
 
 Shapes: N positions, G temperatures.
 """
@@ -17,7 +17,7 @@ from distributed_kd.cache.codecs.compiled import compiled
 
 STEP_BITS = 10
 NO_TAIL = -(1 << 23)  # stands for -inf
-_ESCAPE = 0
+_ESCAPE, _NOTHING = 0, 31
 _ZERO = 1 << 14  # where odds of 0 lie among the 2^15 numbers that need no escape
 
 
@@ -49,17 +49,21 @@ def tail_events(steps, events):  # type: ignore[no-untyped-def]
             context = column * 2 * rans.SYMBOLS
             number = np.int64(steps[row, column]) + _ZERO
             nat = number >> STEP_BITS
-            if nat < 1 or nat >= rans.SYMBOLS:
+            if steps[row, column] == NO_TAIL:
+                nat = np.int64(_NOTHING)
+            elif nat < 1 or nat >= _NOTHING:
                 nat = np.int64(_ESCAPE)
             events[count, 0], events[count, 1] = context + before, nat
+            count += 1
             if nat == _ESCAPE:
                 raw = np.int64(steps[row, column]) - NO_TAIL
-                events[count + 1, 0], events[count + 1, 1] = -12, raw >> 12
-                events[count + 2, 0], events[count + 2, 1] = -12, raw & 4095
-            else:
-                events[count + 1, 0], events[count + 1, 1] = context + rans.SYMBOLS + nat, (number >> 5) & 31
-                events[count + 2, 0], events[count + 2, 1] = -5, number & 31
-            count += 3
+                events[count, 0], events[count, 1] = -12, raw >> 12
+                events[count + 1, 0], events[count + 1, 1] = -12, raw & 4095
+                count += 2
+            elif nat != _NOTHING:
+                events[count, 0], events[count, 1] = context + rans.SYMBOLS + nat, (number >> 5) & 31
+                events[count + 1, 0], events[count + 1, 1] = -5, number & 31
+                count += 2
             before = nat
     return count
 
@@ -73,7 +77,9 @@ def pop_tail(words, starts, steps):  # type: ignore[no-untyped-def]
         for column in range(steps.shape[1]):
             context = column * 2 * rans.SYMBOLS
             nat, x, place = rans.pop_symbol(x, words, place, starts, context + before)
-            if nat == _ESCAPE:
+            if nat == _NOTHING:
+                steps[row, column] = NO_TAIL
+            elif nat == _ESCAPE:
                 high, x, place = rans.pop_bits(x, words, place, 12)
                 low, x, place = rans.pop_bits(x, words, place, 12)
                 steps[row, column] = (high << 12) + low + NO_TAIL
