@@ -52,6 +52,8 @@ class Quantiser:
         if self.draws:
             return _counts(targets, kept, self.draws)
         odds = targets.tail_odds[:, self.reference]
+        if np.isnan(odds).any():
+            raise ValueError("tail odds that are not numbers cannot be cached")
         powers = _log_probabilities(targets, kept, targets.temperatures[self.reference], odds)
         levels = np.floor(np.exp(self.exponent * powers) / self.step + 0.5)
         return np.where(kept, np.minimum(levels, len(self.values) - 1), -1).astype(np.int32)

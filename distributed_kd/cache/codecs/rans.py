@@ -8,7 +8,7 @@ other's step in between, which is how sets are coded without their order ("bits 
 
 A stream is a uint32 array: x (low word, high word), then the stack from its top. `place` is the next word to pop. An
 encoder's stack lies on zeros that it may pop too; after the last symbol a decoder has x = 2^31 and only zeros left,
-which is checked, so damage is noticed with all but 2^-32 probability or so.
+which is checked. That notices most damage, but not, for one, a flipped bit among raw bits: digests are for that.
 
 All numbers are below 2^63 and integer: every platform computes the same.
 """
@@ -56,7 +56,7 @@ def push(x, words, place, start, frequency, bits):  # type: ignore[no-untyped-de
         words[place] = x & _WORD
         x >>= 32
     whole = x // frequency
-    return (whole << bits) + start + x - whole * frequency, place
+    return (whole << bits) + start + (x - whole * frequency), place
 
 
 @inlined

@@ -257,6 +257,9 @@ def _coder(counts: np.ndarray, seen: np.ndarray, vocabulary: int) -> tuple[tuple
         share = sums // np.maximum(sizes, 1)
         share[0] = (1 << ids.ID_BITS) - int((share * sizes)[1:].sum())
         widths = share * np.where(np.arange(ids.CLASSES) == 0, 1, sizes)
+        if widths[0] == 1 << ids.ID_BITS:  # nothing but the escape: a slot is left unused, since it may not own all
+            widths[:2] -= 1, -1
+        share[0] = widths[0]
         starts[kind, 1:] = np.cumsum(widths)
         shares[kind] = np.maximum(share, 1)
         bases[kind, 1:] = base + np.cumsum(np.where(np.arange(ids.CLASSES) == 0, 0, sizes))
