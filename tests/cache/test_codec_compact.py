@@ -130,7 +130,9 @@ def test_counts_of_draws_are_exact(draws):
     def counts(t):
         p = np.exp(t.logits.astype(np.float64))
         times = np.rint(p / p.sum(axis=1, keepdims=True) * draws).astype(int)
-        return [{int(i): int(n) for i, n in zip(*row, strict=True) if i != NO_ID} for row in zip(t.ids, times, strict=True)]
+        return [
+            {int(i): int(n) for i, n in zip(*row, strict=True) if i != NO_ID} for row in zip(t.ids, times, strict=True)
+        ]
 
     assert counts(decoded) == counts(targets)
     assert np.isneginf(decoded.tail_odds).all()
@@ -166,7 +168,11 @@ def hard_targets(draw_from):
             ids[row, kept:], logits[row, kept:] = NO_ID, -np.inf
     odds = rng.choice([-np.inf, -40.0, -3.0, 0.0, 2.5, 30.0], (positions, 1)).astype(np.float32)
     cut = int(rng.integers(0, positions + 1))
-    return SoftTargets(ids, logits, odds, (1.0,)), rng.integers(-1, V + 5, positions).astype(np.int32), [cut, positions - cut]
+    return (
+        SoftTargets(ids, logits, odds, (1.0,)),
+        rng.integers(-1, V + 5, positions).astype(np.int32),
+        [cut, positions - cut],
+    )
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -240,7 +246,9 @@ assert all(again.columns[name].equals(columns[name]) for name in columns)
 """
     path = os.pathsep.join([os.getcwd(), *sys.path])
     environment = os.environ | {"DKD_INTERPRET_KERNELS": "1", "PYTHONPATH": path}
-    subprocess.run([sys.executable, "-W", "error", "-c", script], cwd=tmp_path, env=environment, check=True, timeout=120)
+    subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], cwd=tmp_path, env=environment, check=True, timeout=120
+    )
     found = np.load(tmp_path / "found.npz")
     assert np.array_equal(found["ids"], decoded.ids) and np.array_equal(found["logits"], decoded.logits)
 
@@ -269,7 +277,9 @@ def test_damaged_streams_are_refused_and_do_no_harm(draws):
         else:
             data += rng.randbytes(4 * rng.randrange(1, 4))
         try:
-            found = compact.decode(columns | {name: pa.array([bytes(data)], pa.binary())}, lengths, tokens, (1.0,), made)
+            found = compact.decode(
+                columns | {name: pa.array([bytes(data)], pa.binary())}, lengths, tokens, (1.0,), made
+            )
         except ValueError:
             continue
         unnoticed += 1
@@ -314,6 +324,8 @@ def test_what_does_not_fit_the_tables_is_refused(code):
     with pytest.raises(ValueError, match="keeps 17 ids"):
         compact.encode(wide, lengths, tokens, code)
     with pytest.raises(ValueError, match="not numbers"):
-        compact.encode(SoftTargets(targets.ids, targets.logits, targets.tail_odds * np.nan, (1.0,)), lengths, tokens, code)
+        compact.encode(
+            SoftTargets(targets.ids, targets.logits, targets.tail_odds * np.nan, (1.0,)), lengths, tokens, code
+        )
     with pytest.raises(ValueError, match="sequences of 9"):
         compact.encode(targets, np.array([9]), tokens, code)

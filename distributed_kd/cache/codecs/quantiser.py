@@ -24,8 +24,8 @@ KL_BUDGET = 2.85e-4  # nats a position on the sample, 5% below what is promised
 VALUE_BITS = 16
 _EXPONENTS = (1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8)
 _FINEST, _COARSEST = 1 / 8000, 1 / 4
-_HALVINGS = 24
-_FIT_VALUES = 1 << 20  # kept logits that the fit looks at
+_HALVINGS = 14
+_FIT_VALUES = 1 << 19  # kept logits that the fit looks at
 _ODDS_SHIFT = 4  # masses are tabulated by 2^-6 nat of odds, within 16 nats
 _ODDS_ENTRIES = 2048
 
