@@ -166,9 +166,7 @@ def pop_levels(words, masses, weight, within, dense_top, exact, starts, levels, 
     width = levels.shape[1]
     highest = np.int64(len(weight) - 1)
     lowest = np.int64(1 if exact else 0)
-    damaged = (
-        False  # looked at once a row, with all values kept in bounds: an exit in the loops costs a third of the speed
-    )
+    damaged = False  # looked at once a row, values being kept in bounds: exits in the loops cost a third of the speed
     for row in range(len(levels)):
         mass = np.int64(masses[row])
         rest = np.int64(width)

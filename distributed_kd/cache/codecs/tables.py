@@ -26,6 +26,7 @@ LARGEST_BYTES = 1 << 29
 LARGEST_VOCABULARY = 1 << 20
 LARGEST_WIDTH = 1 << 20
 LARGEST_TYPES = 256
+LARGEST_CELLS = 1 << 26  # ids seen times types
 SMOOTHING = 300  # a type's ids are mixed with this many of the whole sample's
 SMALLEST_SHARE = 16  # of 2^20; less frequent ids take the escape
 _TYPE_WEIGHT, _CONTEXT_WEIGHT = 8, 4
@@ -141,6 +142,7 @@ def _check(
         and 1 <= len(temperatures) <= 64
         and 1 <= types <= LARGEST_TYPES
         and len(seen) <= vocabulary
+        and len(seen) * types <= LARGEST_CELLS
         and (len(seen) == 0 or (seen.min() >= 0 and seen.max() < vocabulary and (np.diff(seen) > 0).all()))
         and 0 <= quantiser.reference < len(temperatures)
         and 1 <= highest <= levels.HIGHEST_LEVEL
@@ -215,7 +217,7 @@ def _given(counts: np.ndarray) -> np.ndarray:
 def logarithms(values: np.ndarray, fraction: int = 4) -> np.ndarray:
     """log2 of whole numbers >= 1 in steps of 2^-fraction: bit length, then the bits after the leading one."""
     length = np.frexp(values.astype(np.float64))[1].astype(np.int64)
-    rest = np.where(length > fraction, values >> np.maximum(length - 1 - fraction, 0), values << 8)
+    rest = np.where(length > fraction, values >> np.maximum(length - 1 - fraction, 0), 0)
     return (length << fraction) | (rest & ((1 << fraction) - 1))
 
 
