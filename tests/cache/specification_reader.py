@@ -1,4 +1,4 @@
-"""A reader of compact-1 written from docs/cache-format.md: nothing of this package, no numpy, one word after another."""
+"""A reader of compact-1 written from docs/cache-format.md: nothing of this package, no numpy, a word at a time."""
 
 import json
 import struct

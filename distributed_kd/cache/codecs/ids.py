@@ -64,13 +64,10 @@ def pop_id(x, words, place, kind, starts, guide, shares, inverse, bases, order, 
 
 
 @inlined
-def push_id(x, words, place, kind, rank, rank_of_all, starts, shares, bases, all_starts, all_bases):  # type: ignore[no-untyped-def]
+def push_id(x, words, place, kind, rank, rank_of_all, starts, shares, bases, class_of_rank, all_starts, all_bases):  # type: ignore[no-untyped-def]
     """rank: the id's place in its type's order, -1 where it has none; rank_of_all: its place in that of all ids."""
     if rank >= 0:
-        which = np.int64(0)
-        for candidate in range(2, CLASSES + 1):
-            which += bases[kind, candidate] <= rank
-        which += 1
+        which = np.int64(class_of_rank[rank])
         share = np.int64(shares[kind, which])
         start = np.int64(starts[kind, which]) + (rank - np.int64(bases[kind, which])) * share
         return rans.push(x, words, place, start, share, ID_BITS)
@@ -134,7 +131,7 @@ def push_ids(ids, levels, kept, seen, chosen, given, tables, words, place):  # t
     ids: [N, W], the most probable first, then by level, ascending among equal levels.
     Returns (begin, end) of the stream in `words`; begin -1 where `words` was too small.
     """
-    (given_starts, starts, _, shares, _, bases, _, ranks, all_starts, all_bases, _, all_ranks) = tables
+    (given_starts, starts, _, shares, _, bases, _, ranks, class_of_rank, all_starts, all_bases, _, all_ranks) = tables
     x = np.int64(rans.LOWEST)
     end = place
     left = np.empty(LARGEST_SET, np.int64)
@@ -165,7 +162,7 @@ def push_ids(ids, levels, kept, seen, chosen, given, tables, words, place):  # t
                     rank = np.int64(ranks[kind, seen[row, column]])
                 x, place = push_id(
                     x, words, place, kind, rank, np.int64(all_ranks[ids[row, column]]), starts, shares, bases,
-                    all_starts, all_bases,
+                    class_of_rank, all_starts, all_bases,
                 )  # fmt: skip
         if given_starts.shape[1] > 2:
             start = np.int64(given_starts[given[row], kind])
@@ -182,7 +179,7 @@ def pop_ids(words, levels, kept, given, tables, ids):  # type: ignore[no-untyped
 
     Returns whether the stream was whole.
     """
-    (given_starts, starts, guide, shares, inverse, bases, order, _, all_starts, all_bases, all_order, _) = tables
+    (given_starts, starts, guide, shares, inverse, bases, order, _, _, all_starts, all_bases, all_order, _) = tables
     x, place = rans.begin(words)
     for row in range(len(levels)):
         kind, x, place = pop_type(x, words, place, given_starts, given[row])

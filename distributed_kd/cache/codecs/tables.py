@@ -240,6 +240,7 @@ def _coder(counts: np.ndarray, seen: np.ndarray, vocabulary: int) -> tuple[tuple
     ranks = np.full((types, max(1, len(seen))), -1, np.int32)
     id_shares = np.zeros((types, len(seen)), np.int32)
     orders: list[np.ndarray] = []
+    bands: list[np.ndarray] = []
     escaped = np.zeros(len(seen), np.int64)
     base = 0
     for kind in range(types):
@@ -269,6 +270,7 @@ def _coder(counts: np.ndarray, seen: np.ndarray, vocabulary: int) -> tuple[tuple
         ranks[kind, rows] = base + np.arange(len(rows))
         id_shares[kind, rows] = share[band]
         orders.append(seen[rows])
+        bands.append(band)
         base += len(rows)
 
     all_starts, all_bases, all_order, all_ranks = _order_of_all(everywhere, escaped, seen, vocabulary)
@@ -278,7 +280,7 @@ def _coder(counts: np.ndarray, seen: np.ndarray, vocabulary: int) -> tuple[tuple
     guide = np.array([np.searchsorted(row, points, "right") - 1 for row in starts], np.uint8)
     return (
         starts, guide, shares, ids.reciprocals(shares), bases, order, ranks,
-        rans.with_guide(all_starts[None]), all_bases, all_order, all_ranks,
+        np.concatenate(bands).astype(np.uint8), rans.with_guide(all_starts[None]), all_bases, all_order, all_ranks,
     ), costs  # fmt: skip
 
 
