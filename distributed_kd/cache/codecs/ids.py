@@ -64,13 +64,8 @@ def pop_id(x, words, place, kind, starts, guide, shares, inverse, bases, order, 
 
 
 @inlined
-def push_id(x, words, place, kind, rank, rank_of_all, starts, shares, bases, class_of_rank, all_starts, all_bases):  # type: ignore[no-untyped-def]
-    """rank: the id's place in its type's order, -1 where it has none; rank_of_all: its place in that of all ids."""
-    if rank >= 0:
-        which = np.int64(class_of_rank[rank])
-        share = np.int64(shares[kind, which])
-        start = np.int64(starts[kind, which]) + (rank - np.int64(bases[kind, which])) * share
-        return rans.push(x, words, place, start, share, ID_BITS)
+def push_escape(x, words, place, rank_of_all, all_starts, all_bases):  # type: ignore[no-untyped-def]
+    """What follows an escape; rank_of_all: the id's place in the order of all ids."""
     symbol = np.int64(0)
     for candidate in range(1, rans.SYMBOLS):
         symbol += all_bases[candidate] <= rank_of_all
@@ -78,8 +73,7 @@ def push_id(x, words, place, kind, rank, rank_of_all, starts, shares, bases, cla
     if size > 1:
         x, place = rans.push_uniform(x, words, place, rank_of_all - np.int64(all_bases[symbol]), size)
     start = np.int64(all_starts[0, symbol])
-    x, place = rans.push(x, words, place, start, np.int64(all_starts[0, symbol + 1]) - start, rans.SYMBOL_BITS)
-    return rans.push(x, words, place, np.int64(0), np.int64(shares[kind, 0]), ID_BITS)
+    return rans.push(x, words, place, start, np.int64(all_starts[0, symbol + 1]) - start, rans.SYMBOL_BITS)
 
 
 @inlined
@@ -136,8 +130,18 @@ def push_ids(ids, levels, kept, seen, chosen, given, tables, words, place):  # t
     end = place
     left = np.empty(LARGEST_SET, np.int64)
     sets = np.empty(levels.shape[1] + 1, np.int64)
+    start_of, share_of = np.empty(levels.shape[1], np.int64), np.empty(levels.shape[1], np.int64)
     for row in range(len(ids) - 1, -1, -1):
         kind = np.int64(chosen[row])
+        for column in range(kept[row]):  # looked up before they are needed: the order of a set hangs on the stack
+            rank = np.int64(-1)
+            if seen[row, column] >= 0:
+                rank = np.int64(ranks[kind, seen[row, column]])
+            share_of[column] = 0
+            if rank >= 0:
+                which = np.int64(class_of_rank[rank])
+                share_of[column] = shares[kind, which]
+                start_of[column] = starts[kind, which] + (rank - bases[kind, which]) * share_of[column]
         count = 0
         sets[0] = 0
         while sets[count] < kept[row]:
@@ -157,13 +161,12 @@ def push_ids(ids, levels, kept, seen, chosen, given, tables, words, place):  # t
                 size -= 1
                 for index in range(pick, size):
                     left[index] = left[index + 1]
-                rank = np.int64(-1)
-                if seen[row, column] >= 0:
-                    rank = np.int64(ranks[kind, seen[row, column]])
-                x, place = push_id(
-                    x, words, place, kind, rank, np.int64(all_ranks[ids[row, column]]), starts, shares, bases,
-                    class_of_rank, all_starts, all_bases,
-                )  # fmt: skip
+                if share_of[column] == 0:
+                    rank_of_all = np.int64(all_ranks[ids[row, column]])
+                    x, place = push_escape(x, words, place, rank_of_all, all_starts, all_bases)
+                    x, place = rans.push(x, words, place, np.int64(0), np.int64(shares[kind, 0]), ID_BITS)
+                else:
+                    x, place = rans.push(x, words, place, start_of[column], share_of[column], ID_BITS)
         if given_starts.shape[1] > 2:
             start = np.int64(given_starts[given[row], kind])
             frequency = np.int64(given_starts[given[row], kind + 1]) - start
