@@ -39,6 +39,8 @@ def build_tables(sample: SoftTargets, tokens: np.ndarray, vocabulary_size: int, 
             f"{width} ids a position of a vocabulary of {vocabulary_size} cannot be cached; "
             f"at least 1 and at most the vocabulary can, of at most {tables.LARGEST_VOCABULARY}"
         )
+    if sample.ids.size > tables.LARGEST_COUNT:
+        raise ValueError(f"a sample of {len(sample)} positions is more than code tables are made from; take fewer")
     quantiser = quantisers.of_draws(draws) if draws else quantisers.fit(sample)
     levels = quantiser.levels(sample)
     steps = tail.quantise(sample.tail_odds)

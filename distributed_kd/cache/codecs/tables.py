@@ -27,6 +27,7 @@ LARGEST_VOCABULARY = 1 << 20
 LARGEST_WIDTH = 1 << 20
 LARGEST_TYPES = 256
 LARGEST_CELLS = 1 << 26  # ids seen times types
+LARGEST_COUNT = 1 << 30  # ids kept in the sample; products of two such sums stay below 2^63
 SMOOTHING = 300  # a type's ids are mixed with this many of the whole sample's
 SMALLEST_SHARE = 16  # of 2^20; less frequent ids take the escape
 _TYPE_WEIGHT, _CONTEXT_WEIGHT = 8, 4
@@ -162,6 +163,7 @@ def _check(
         and arrays["given_counts"].shape == (types + 1, types)
         and len(arrays["type_gaps"]) == len(arrays["type_counts"]) == int(arrays["type_sizes"].sum(dtype=np.int64))
         and len(arrays["class_tokens"]) == len(arrays["class_of_token"])
+        and int(arrays["type_counts"].astype(np.int64).sum()) <= LARGEST_COUNT
         and all((array.astype(np.int64) >= 0).all() for name, array in arrays.items() if name != "values")
         and all((array.astype(np.int64) < 1 << 31).all() for name, array in arrays.items())
     )
