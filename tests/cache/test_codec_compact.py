@@ -113,9 +113,7 @@ def test_added_kl_is_within_the_promise_at_every_listed_temperature(temperatures
 
 def test_decoding_what_was_decoded_changes_nothing(code):
     targets, tokens = teacher(200, 16, seed=2)
-    once, encoded = round_trip(targets, tokens, code)
-    levels = tables.parse(code).quantiser.levels(once)
-    assert (np.abs(levels - tables.parse(code).quantiser.levels(targets)[:, np.argsort([0])][:, :1]) >= 0).all()
+    once, _ = round_trip(targets, tokens, code)
     twice, _ = round_trip(once, tokens, code)
     assert [set(row) for row in as_maps(twice)] == [set(row) for row in as_maps(once)]
     assert np.array_equal(twice.tail_odds, once.tail_odds)

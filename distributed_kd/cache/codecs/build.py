@@ -22,7 +22,7 @@ from distributed_kd.cache.codecs.compiled import compiled
 from distributed_kd.cache.soft_targets import SoftTargets
 
 _ROUNDS = 12
-_POSITIONS_PER_TYPE = 96
+_POSITIONS_PER_TYPE = 64
 _SEED_SMOOTHING = 20  # the first round's types are single positions: mixed less, so that they attract
 _OFTEN = 4  # a token seen less often shares the class of unseen ones
 

@@ -104,7 +104,7 @@ class _Rows:
         positions, width = targets.ids.shape
         levels = code.quantiser.levels(targets)
         kept = levels >= 0
-        if (targets.ids[kept] >= code.vocabulary_size).any():
+        if ((targets.ids >= code.vocabulary_size) & kept).any():
             raise ValueError(f"an id of {targets.ids.max()} is not of a vocabulary of {code.vocabulary_size}")
         key = (np.int64(level_stream.HIGHEST_LEVEL) - levels) << _ID_BITS | np.maximum(targets.ids, 0)
         likeliest = np.argmax(np.where(kept, targets.logits, -np.inf), axis=1)
