@@ -1,6 +1,6 @@
 """plain-1: ids as int32, logits as float16, tail odds as float32, left to Arrow's zstd.
 
-Simple, lossless in the ids, within 2^-11 of each relative logit; about 160 bytes a position at K = 64. Anything
+Simple, lossless in the ids, within 2^-11 of each relative logit; about 200 bytes a position at K = 64. Anything
 that opens Arrow files can read it without this package.
 """
 
