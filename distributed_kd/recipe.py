@@ -91,6 +91,12 @@ class Capture(Section):
     )
     batch_tokens: Positive = Field(4096, description="tokens in one teacher forward, at most (one sequence at least)")
     head_chunk: Positive = Field(256, description="positions whose logits exist at once")
+    codec: Literal["plain-1", "compact-1"] = Field(
+        "plain-1", description="plain-1: what any Arrow reader opens; compact-1: a third of the bytes"
+    )
+    table_positions: Positive = Field(
+        65_536, description="compact-1: positions in the sample that its code tables are made from, about"
+    )
     address: str | None = Field(None, description="Ray cluster address; a local Ray when not given")
 
 

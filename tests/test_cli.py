@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from distributed_kd.cache import codecs
 from tests import toys
 from tests.commands import dkd, said, write_recipe
 
@@ -126,7 +125,7 @@ def test_refusals_over_finished_artifacts_write_nothing_over(toy_recipe: dict[st
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert facts["missing_shards"] == []
-    assert facts["codec"] == codecs.DEFAULT
+    assert facts["codec"] == "plain-1"
     assert json.loads(dkd("inspect", work / "cache", "--json").stdout) == facts
     assert "targets.k: 8, not 4" in refuses("cache", "targets.k=4")
     assert "targets.k: 8, not 4" in refuses("train", "targets.k=4")

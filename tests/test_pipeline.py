@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from distributed_kd.cache import open as cache_of
 from tests import toys
 from tests.commands import ROOT, dkd, write_recipe
 
@@ -102,8 +103,9 @@ def check_report(report: dict[str, Any]) -> None:
     assert report["recipe"]["name"] == "toy"
 
 
+@pytest.mark.parametrize("codec", ["plain-1", "compact-1"])
 def test_shards_do_not_depend_on_workers_blocks_taken_up_or_replicas(
-    toy_recipe: dict[str, Any], tmp_path: Path, ray_cluster: Any
+    toy_recipe: dict[str, Any], tmp_path: Path, ray_cluster: Any, codec: str
 ) -> None:
     """The same source gives the same files: done at once, done again, or interrupted after some blocks and shards."""
     from distributed_kd.corpus.prepare import prepare
@@ -112,7 +114,7 @@ def test_shards_do_not_depend_on_workers_blocks_taken_up_or_replicas(
 
     def shards(work: str, **capture_keys: Any) -> dict[str, bytes]:
         data = {**toy_recipe, "workdir": str(tmp_path / work)}
-        data["capture"] = {**toy_recipe["capture"], **capture_keys}
+        data["capture"] = {**toy_recipe["capture"], "codec": codec, **capture_keys}
         recipe = parse(data)
         prepare(recipe)
         capture(recipe)
@@ -138,6 +140,11 @@ def test_shards_do_not_depend_on_workers_blocks_taken_up_or_replicas(
     (cache / "manifest.json").write_text(json.dumps(manifest | {"index": None}))
     kept = {name: (cache / "shards" / name).stat().st_mtime_ns for name in files_of(cache / "shards")}
     assert shards("first") == first
+    opened = cache_of(str(cache))
+    assert opened.manifest.codec == codec
+    assert (opened.manifest.tables is None) == (codec == "plain-1")
+    for row in (opened[0], opened[len(opened) - 1]):
+        assert len(row.targets) == row.sequence.positions
     for name, written in kept.items():
         assert (cache / "shards" / name).stat().st_mtime_ns == written, "a finished shard was computed again"
 

@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "distributed_kd"
-SHARED = {"errors", "recipe", "console", "bundled", "store", "models", "launch"}
+SHARED = {"__version__", "errors", "recipe", "console", "bundled", "store", "models", "launch"}
 # Stage folder -> what it may import besides itself and what is shared. Whole folders, or single files of one.
 ALLOWED = {
     "corpus": set(),

@@ -23,6 +23,8 @@ def inspect(uri: str) -> dict[str, Any]:
         receipts = list(Receipt.read_all(store, manifest.fingerprint).values())
         entries = [receipt.entry for receipt in receipts]
         parts, kept_mass = totals(receipts)
+    if manifest.tables is not None:
+        parts = (parts or {}) | {"tables": manifest.tables.bytes}
     positions = sum(entry.positions for entry in entries)
     total = sum(entry.bytes for entry in entries)
     return {

@@ -11,12 +11,15 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from distributed_kd.errors import RequestError
+from distributed_kd.store.digest import sha256
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import IndexReference, ShardEntry
 from distributed_kd.store.manifest import Manifest
 
 FOLDER = "cache"
 RECEIPTS = "receipts"
+TABLES_NAME = "tables.bin"
 PARTS = ("levels", "ids", "tail", "input_ids", "container", "tables")
 
 
@@ -33,9 +36,30 @@ class CacheManifest(Manifest):
     k: int
     temperatures: list[float]
     shards: int
+    tables: IndexReference | None = None
     index: IndexReference | None
     bytes_by_part: dict[str, int] | None = None
     mean_kept_mass: float | None = None
+
+
+def put_tables(store: Store, data: bytes) -> IndexReference:
+    """Writes the cache's code tables; before its manifest, which names their digest, and so before any shard."""
+    store.put(TABLES_NAME, data)
+    return IndexReference(sha256(data), len(data))
+
+
+def read_tables(store: Store, reference: IndexReference | None) -> bytes | None:
+    """None for a cache without tables. Raises `RequestError` when they are missing or not those the manifest names."""
+    if reference is None:
+        return None
+    where = f"{store.uri}/{TABLES_NAME}"
+    try:
+        data = store.read(TABLES_NAME)
+    except FileNotFoundError as error:
+        raise RequestError(f"{where} is missing, and no shard can be read without it; repair the cache") from error
+    if len(data) != reference.bytes or sha256(data) != reference.sha256:
+        raise RequestError(f"{where} is damaged: its digest is not the manifest's; repair the cache")
+    return data
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from distributed_kd.cache import shard as shards
-from distributed_kd.cache.manifest import CacheManifest
+from distributed_kd.cache.manifest import CacheManifest, read_tables
 from distributed_kd.cache.shard import Row
 from distributed_kd.errors import RequestError
 from distributed_kd.store.filesystem import Store
@@ -20,10 +20,13 @@ _SHARDS_HELD = 4
 class LogitCache:
     """A finished cache: `len(cache)` sequences, `cache[i]` a `Row`, every byte checked against its digest when read."""
 
-    def __init__(self, store: Store, manifest: CacheManifest, entries: list[ShardEntry]) -> None:
+    def __init__(
+        self, store: Store, manifest: CacheManifest, entries: list[ShardEntry], tables: bytes | None = None
+    ) -> None:
         self.store = store
         self.manifest = manifest
         self.entries = entries
+        self.tables = tables
         self._ends = np.cumsum([0] + [entry.rows for entry in entries])
         self.read_shard = lru_cache(_SHARDS_HELD)(self._read_shard)
 
@@ -50,6 +53,7 @@ class LogitCache:
             self.manifest.fingerprint,
             self.manifest.packing == "isolate",
             tuple(self.manifest.temperatures),
+            self.tables,
         )
         if len(rows) != entry.rows:
             raise RequestError(
@@ -66,4 +70,4 @@ def open(uri: str | Store) -> LogitCache:
         raise RequestError(f"{store.uri} holds no cache; run `dkd cache` first")
     if manifest.index is None:
         raise RequestError(f"{store.uri} is an unfinished cache; run `dkd cache` to finish it")
-    return LogitCache(store, manifest, read_index(store, manifest.index))
+    return LogitCache(store, manifest, read_index(store, manifest.index), read_tables(store, manifest.tables))

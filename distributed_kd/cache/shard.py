@@ -1,7 +1,7 @@
 """One shard of the cache as bytes: the sequences' own columns, and their positions' targets through a codec.
 
-A row is a sequence; each codec column is a list over the sequence's scored positions, so positions without loss
-cost nothing. Schema metadata names the codec, the cache's fingerprint and the shard number.
+A row is a sequence; a codec's columns hold its scored positions only, so positions without loss cost nothing. Schema
+metadata names the codec, the digest of its code tables, the cache's fingerprint and the shard number.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from distributed_kd.cache.manifest import PARTS
 from distributed_kd.cache.soft_targets import SoftTargets
 from distributed_kd.corpus.sequences import Sequence, rows_to_sequences, sequences_to_columns
 from distributed_kd.errors import RequestError
+from distributed_kd.store.digest import sha256
 from distributed_kd.store.index import table_bytes
 
 
@@ -28,13 +29,24 @@ class Row:
     targets: SoftTargets
 
 
-def encode(rows: list[Row], codec_name: str, fingerprint: str, shard: int) -> tuple[bytes, dict[str, int]]:
-    """The shard file's bytes, and how many of them each part takes (`PARTS`)."""
-    encoded = codecs.find(codec_name).encode(SoftTargets.concatenate([row.targets for row in rows]))
-    ends = np.cumsum([0] + [len(row.targets) for row in rows]).astype(np.int32)
-    columns = sequences_to_columns([row.sequence for row in rows])
-    columns |= {name: pa.ListArray.from_arrays(pa.array(ends), column) for name, column in encoded.columns.items()}
+def encode(
+    rows: list[Row], codec_name: str, fingerprint: str, shard: int, tables: bytes | None = None
+) -> tuple[bytes, dict[str, int]]:
+    """The shard file's bytes, and how many of them each part takes (`PARTS`).
+
+    tables: the bytes of the cache's code tables, for a codec that has some; the shard names their digest.
+    """
+    sequences = [row.sequence for row in rows]
+    lengths, tokens = _scored(sequences)
+    targets = SoftTargets.concatenate([row.targets for row in rows])
+    try:
+        encoded = codecs.find(codec_name).encode(targets, lengths, tokens, tables)
+    except ValueError as error:
+        raise RequestError(f"shard {shard} cannot be encoded with {codec_name}: {error}") from error
+    columns = sequences_to_columns(sequences) | encoded.columns
     metadata = {"codec": codec_name, "fingerprint": fingerprint, "shard": str(shard)}
+    if tables is not None:
+        metadata["tables"] = sha256(tables)
     data = table_bytes(pa.table(columns, metadata=metadata))
 
     parts = dict.fromkeys(PARTS, 0)
@@ -45,7 +57,14 @@ def encode(rows: list[Row], codec_name: str, fingerprint: str, shard: int) -> tu
     return data, parts
 
 
-def decode(table: pa.Table, shard: int, fingerprint: str, isolated: bool, temperatures: tuple[float, ...]) -> list[Row]:
+def decode(
+    table: pa.Table,
+    shard: int,
+    fingerprint: str,
+    isolated: bool,
+    temperatures: tuple[float, ...],
+    tables: bytes | None = None,
+) -> list[Row]:
     """The rows of a shard. Raises `RequestError` when it belongs to another cache or stands in another's place."""
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     if metadata.get("fingerprint") != fingerprint or metadata.get("shard") != str(shard):
@@ -53,15 +72,32 @@ def decode(table: pa.Table, shard: int, fingerprint: str, isolated: bool, temper
             f"shard {shard} says it is shard {metadata.get('shard')} of cache {metadata.get('fingerprint', '')[:12]}, "
             f"not of {fingerprint[:12]}; repair the cache"
         )
+    digest = sha256(tables) if tables is not None else None
+    if metadata.get("tables") != digest:
+        raise RequestError(
+            f"shard {shard} was written with code tables {str(metadata.get('tables'))[:12]}, "
+            f"the cache has {str(digest)[:12]}; repair the cache"
+        )
     sequences = rows_to_sequences(table, isolated)
-    codec = codecs.find(metadata["codec"])
+    lengths, tokens = _scored(sequences)
+    codec = codecs.find(metadata.get("codec", ""))
     own = set(sequences_to_columns([]))
-    lists = {name: table.column(name).combine_chunks() for name in table.column_names if name not in own}
-    targets = codec.decode({name: column.flatten() for name, column in lists.items()}, temperatures)
-    ends = np.cumsum([0] + [sequence.positions for sequence in sequences])
+    columns = {name: table.column(name).combine_chunks() for name in table.column_names if name not in own}
+    try:
+        targets = codec.decode(columns, lengths, tokens, temperatures, tables)
+    except ValueError as error:
+        raise RequestError(f"shard {shard} is damaged: {error}; repair the cache") from error
+    ends = np.cumsum([0, *lengths])
     if len(targets) != ends[-1]:
         raise RequestError(f"shard {shard} holds targets of {len(targets)} positions for {ends[-1]} scored ones")
     return [Row(sequence, targets[begin:end]) for sequence, (begin, end) in zip(sequences, pairwise(ends), strict=True)]
+
+
+def _scored(sequences: list[Sequence]) -> tuple[np.ndarray, np.ndarray]:
+    """(scored positions by sequence, the input id at each of them [N] int32)."""
+    lengths = np.array([sequence.positions for sequence in sequences], np.int64)
+    tokens = [sequence.input_ids[sequence.loss_mask] for sequence in sequences]
+    return lengths, np.concatenate([np.empty(0, np.int32), *tokens]).astype(np.int32)
 
 
 def _compressed_bytes(column: pa.Array) -> int:

@@ -3,7 +3,8 @@
 One unit of work is one whole shard. The actor reads sequence shard `i`, runs the teacher, writes logit shard `i`
 and then its receipt, and returns the receipt: logits never enter Ray's object store. The driver hands out the
 numbers that have no receipt yet and commits the manifest when none is missing, so a capture that died goes on
-where its receipts end.
+where its receipts end. A codec with code tables has them made by one replica before the first shard, from sequences
+spread evenly over the training shards: the manifest names their digest, and so does every shard.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import numpy as np
 from distributed_kd import console
 from distributed_kd.cache import codecs
 from distributed_kd.cache import shard as shards
-from distributed_kd.cache.manifest import FOLDER, CacheManifest, Receipt, totals
+from distributed_kd.cache.manifest import FOLDER, CacheManifest, Receipt, put_tables, read_tables, totals
 from distributed_kd.cache.shard import Row
-from distributed_kd.corpus.sequences import Sequences
+from distributed_kd.cache.soft_targets import SoftTargets
+from distributed_kd.corpus.sequences import Sequence, Sequences
 from distributed_kd.errors import RequestError
 from distributed_kd.launch.ray_session import ray_session, task_errors
 from distributed_kd.models.config import load_config, vocabulary_size
@@ -28,15 +30,21 @@ from distributed_kd.models.tokenizer import load_tokenizer, tokenizer_sha256
 from distributed_kd.recipe import Recipe, dump
 from distributed_kd.store.digest import fingerprint, sha256
 from distributed_kd.store.filesystem import Store
-from distributed_kd.store.index import ShardEntry, put_index, shard_name
+from distributed_kd.store.index import IndexReference, ShardEntry, put_index, shard_name
 from distributed_kd.store.manifest import Run, peak_memory_bytes, refuse_other
 
 if TYPE_CHECKING:
     from distributed_kd.teacher.forward import TeacherForward
 
+# What a shard's bytes depend on; how many replicas there are, and where, is not among it.
+_IN_FINGERPRINT = {"batch_tokens", "head_chunk", "threads", "codec", "table_positions"}
+
 # Bytes a kept id and a position take in the simple codec, measured at K = 64 on text; only to refuse a full disk.
 _BYTES_A_KEPT_ID = 2.5
 _BYTES_A_POSITION = 8.0
+
+# Code tables are made from at least so many shards, where there are as many, so that the sample is no one corner.
+_TABLE_SHARDS = 16
 
 
 def capture(recipe: Recipe) -> CacheManifest:
@@ -59,13 +67,14 @@ def capture(recipe: Recipe) -> CacheManifest:
         store.check_writable()
         _refuse_full_disk(store, recipe, sum(entry.positions for entry in entries))
         store.put("recipe.yaml", dump(recipe).encode())
-        manifest.put(store)
 
     receipts = Receipt.read_all(store, manifest.fingerprint)
     missing = [entry for entry in entries if entry.shard not in receipts]
     if len(missing) < len(entries):
         console.say(f"cache: {len(receipts)} of {len(entries)} shards are there already; going on")
-    peak = _run(recipe, manifest, missing, receipts) if missing else 0
+    peak = 0
+    if missing:
+        manifest, peak = _run(recipe, manifest, found is None, entries, missing, receipts)
     parts, kept_mass = totals(list(receipts.values()))
     committed = manifest.model_copy(
         update={
@@ -86,8 +95,7 @@ def made_from_of(recipe: Recipe, sequences: Sequences, teacher: dict[str, str]) 
         "sequences": sequences.manifest.fingerprint,
         "teacher": {"model": spec.model, "revision": spec.revision, "dtype": spec.dtype, **teacher},
         "targets": recipe.targets.model_dump(mode="json"),
-        "capture": recipe.capture.model_dump(mode="json", include={"batch_tokens", "head_chunk", "threads"}),
-        "codec": codecs.DEFAULT,
+        "capture": recipe.capture.model_dump(mode="json", include=_IN_FINGERPRINT),
     }
 
 
@@ -118,7 +126,7 @@ def _new_manifest(recipe: Recipe, sequences: Sequences, made_from: dict[str, Any
     return CacheManifest(
         made_from=made_from,
         fingerprint=fingerprint(made_from),
-        codec=codecs.DEFAULT,
+        codec=recipe.capture.codec,
         teacher=spec.model,
         revision=spec.revision,
         tokenizer_sha256=own.sha256,
@@ -142,8 +150,18 @@ def _refuse_full_disk(store: Store, recipe: Recipe, positions: int) -> None:
         )
 
 
-def _run(recipe: Recipe, manifest: CacheManifest, missing: list[ShardEntry], receipts: dict[int, Receipt]) -> int:
-    """Captures the missing shards, adding to `receipts`. Returns the replicas' peak memory in bytes."""
+def _run(
+    recipe: Recipe,
+    manifest: CacheManifest,
+    is_new: bool,
+    entries: list[ShardEntry],
+    missing: list[ShardEntry],
+    receipts: dict[int, Receipt],
+) -> tuple[CacheManifest, int]:
+    """Captures the missing shards, adding to `receipts`. A new manifest is written before the first shard.
+
+    Returns the manifest, with its code tables if the codec has some, and the replicas' peak memory in bytes.
+    """
     import ray
     from ray.util import ActorPool
 
@@ -151,9 +169,15 @@ def _run(recipe: Recipe, manifest: CacheManifest, missing: list[ShardEntry], rec
         count, resources = _replicas(recipe, len(missing))
         # Ray starts a replica again when its process dies, and gives it its shard again; an error is not retried.
         actor = ray.remote(**resources, max_restarts=3, max_task_retries=3)(Replica)
-        replicas: list[Any] = [actor.remote(recipe, manifest) for _ in range(count)]
+        replicas: list[Any] = [actor.remote(recipe) for _ in range(count)]
+        if is_new:
+            if codecs.find(manifest.codec).build_tables is not None:
+                console.say(f"cache: making the code tables of {manifest.codec} from a sample")
+                tables = ray.get(replicas[0].make_tables.remote([entry.shard for entry in entries]))
+                manifest = manifest.model_copy(update={"tables": tables})
+            manifest.put(Store(recipe.workdir).child(FOLDER))
         shards_done = ActorPool(replicas).map_unordered(
-            lambda replica, shard: replica.capture.remote(shard), [entry.shard for entry in missing]
+            lambda replica, shard: replica.capture.remote(shard, manifest), [entry.shard for entry in missing]
         )
         positions, begun = 0, time.monotonic()
         with console.progress("cache", sum(entry.positions for entry in missing)) as advance:
@@ -163,7 +187,7 @@ def _run(recipe: Recipe, manifest: CacheManifest, missing: list[ShardEntry], rec
                 per_position = receipt.entry.bytes / max(1, receipt.entry.positions)
                 rate = positions / (time.monotonic() - begun)
                 advance(positions, f"{rate:,.0f} positions/s, {per_position:.0f} bytes a position")
-        return max(ray.get([replica.peak_memory_bytes.remote() for replica in replicas]))
+        return manifest, max(ray.get([replica.peak_memory_bytes.remote() for replica in replicas]))
 
 
 def _replicas(recipe: Recipe, work: int) -> tuple[int, dict[str, Any]]:
@@ -185,12 +209,12 @@ def _replicas(recipe: Recipe, work: int) -> tuple[int, dict[str, Any]]:
 class Replica:
     """Ray actor: one copy of the teacher, loaded with the first shard, so that a refusal reaches the driver."""
 
-    def __init__(self, recipe: Recipe, manifest: CacheManifest) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         workdir = Store(recipe.workdir)
         self.recipe = recipe
-        self.manifest = manifest
         self.store = workdir.child(FOLDER)
         self.sequences = Sequences.open(workdir)
+        self.tables: bytes | None = None
 
     @cached_property
     def teacher(self) -> TeacherForward:
@@ -201,16 +225,37 @@ class Replica:
         torch.set_num_threads(self.recipe.capture.threads)
         return TeacherForward(self.recipe.teachers[0], self.recipe.targets, self.recipe.capture)
 
-    def capture(self, shard: int) -> Receipt:
+    def make_tables(self, train_shards: list[int]) -> IndexReference:
+        """Writes the code tables of the recipe's codec, made from a sample of the training sequences."""
+        build = codecs.find(self.recipe.capture.codec).build_tables
+        assert build is not None  # the driver asks only then
+        sample = self._sample(train_shards, self.recipe.capture.table_positions)
+        targets = SoftTargets.concatenate(self.teacher(sample))
+        tokens = np.concatenate([sequence.input_ids[sequence.loss_mask] for sequence in sample])
+        return put_tables(self.store, build(targets, tokens, self.teacher.vocabulary_size, 0))
+
+    def _sample(self, train_shards: list[int], positions: int) -> list[Sequence]:
+        """Sequences of about so many positions in all: whole shards spread evenly, then every so-manyth sequence."""
+        total = self.sequences.manifest.splits["train"].positions
+        wanted = min(positions, total)
+        count = min(len(train_shards), max(1, -(-wanted * len(train_shards) // total), _TABLE_SHARDS))
+        places = np.linspace(0, len(train_shards) - 1, count).round().astype(int)
+        read = [sequence for place in places for sequence in self.sequences.read(train_shards[place])]
+        step = max(1, sum(sequence.positions for sequence in read) // wanted)
+        return read[::step]
+
+    def capture(self, shard: int, manifest: CacheManifest) -> Receipt:
         """One shard: read, run, encode, write, then the receipt."""
+        if self.tables is None:
+            self.tables = read_tables(self.store, manifest.tables)
         sequences = self.sequences.read(shard)
         targets = self.teacher(sequences)
         rows = [Row(sequence, own) for sequence, own in zip(sequences, targets, strict=True)]
-        data, parts = shards.encode(rows, self.manifest.codec, self.manifest.fingerprint, shard)
+        data, parts = shards.encode(rows, manifest.codec, manifest.fingerprint, shard, self.tables)
         self.store.put(shard_name(shard), data)
         positions = sum(len(own) for own in targets)
         entry = ShardEntry(shard, len(rows), positions, len(data), sha256(data))
-        receipt = Receipt(self.manifest.fingerprint, entry, parts, _kept_mass(rows))
+        receipt = Receipt(manifest.fingerprint, entry, parts, _kept_mass(rows))
         receipt.put(self.store)
         return receipt
 

@@ -34,9 +34,9 @@ class TeacherForward:
         parts.check(model)
         self._body = parts.body_of(model)
         self._head = parts.head_of(model)
-        vocabulary = self._head.weight.shape[0]
-        if targets.k > vocabulary:
-            raise RequestError(f"targets.k {targets.k} is more than the teacher's {vocabulary} ids")
+        self.vocabulary_size = self._head.weight.shape[0]
+        if targets.k > self.vocabulary_size:
+            raise RequestError(f"targets.k {targets.k} is more than the teacher's {self.vocabulary_size} ids")
 
     @torch.inference_mode()
     def __call__(self, sequences: list[Sequence]) -> list[SoftTargets]:

@@ -44,11 +44,11 @@ def finished_cache(folder: Path, shards: int = 3) -> Store:
     entries = []
     for number in range(shards):
         own = rows(seed=number)
-        data, _ = shard.encode(own, codecs.DEFAULT, key, number)
+        data, _ = shard.encode(own, "plain-1", key, number)
         store.put(shard_name(number), data)
         entries.append(ShardEntry(number, len(own), sum(len(row.targets) for row in own), len(data), sha256(data)))
     CacheManifest(
-        made_from=made_from, fingerprint=key, codec=codecs.DEFAULT, teacher="t", revision=None, tokenizer_sha256="x",
+        made_from=made_from, fingerprint=key, codec="plain-1", teacher="t", revision=None, tokenizer_sha256="x",
         vocabulary_size=30, packing="none", method="top_k", k=4, temperatures=list(TEMPERATURES), shards=shards,
         index=put_index(store, entries), bytes_by_part=dict.fromkeys(PARTS, 0), mean_kept_mass=0.5,
     ).put(store)  # fmt: skip

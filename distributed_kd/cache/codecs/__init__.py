@@ -1,6 +1,11 @@
 """Codecs: how soft targets become columns of a shard and come back.
 
-A codec is one file with a `NAME`, `encode(targets) -> Encoded` and `decode(columns, temperatures) -> SoftTargets`.
+A codec is one file with a `NAME` and
+    encode(targets, lengths, tokens, tables) -> Encoded
+    decode(columns, lengths, tokens, temperatures, tables) -> SoftTargets
+where the N positions belong to sequences of `lengths` scored positions, `tokens` [N] int32 is the input id at each,
+and `tables` are the bytes of the cache's code tables (None for a codec without). Columns have one row a sequence.
+`encode` raises `ValueError` for targets that it cannot keep, `decode` for bytes that no encoder wrote.
 The manifest names the codec, so a cache stays readable when another becomes the default.
 """
 
@@ -9,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 
-from distributed_kd.cache.codecs import plain
+from distributed_kd.cache.codecs import compact, plain
 from distributed_kd.cache.codecs.columns import Encoded
 from distributed_kd.cache.soft_targets import SoftTargets
 from distributed_kd.errors import RequestError
@@ -19,13 +25,18 @@ from distributed_kd.errors import RequestError
 
 @dataclass(frozen=True)
 class Codec:
+    """`build_tables(sample, tokens, vocabulary_size, draws)`: see `build.py`; None for a codec without tables."""
+
     name: str
-    encode: Callable[[SoftTargets], Encoded]
-    decode: Callable[[dict[str, pa.Array], tuple[float, ...]], SoftTargets]
+    encode: Callable[[SoftTargets, np.ndarray, np.ndarray, bytes | None], Encoded]
+    decode: Callable[[dict[str, pa.Array], np.ndarray, np.ndarray, tuple[float, ...], bytes | None], SoftTargets]
+    build_tables: Callable[[SoftTargets, np.ndarray, int, int], bytes] | None = None
 
 
-_CODECS = {module.NAME: Codec(module.NAME, module.encode, module.decode) for module in (plain,)}
-DEFAULT = plain.NAME
+_CODECS = {
+    plain.NAME: Codec(plain.NAME, plain.encode, plain.decode),
+    compact.NAME: Codec(compact.NAME, compact.encode, compact.decode, compact.build_tables),
+}
 
 
 def find(name: str) -> Codec:

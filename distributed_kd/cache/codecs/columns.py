@@ -9,7 +9,7 @@ import pyarrow as pa
 
 @dataclass(frozen=True)
 class Encoded:
-    """Columns with one row a scored position, and which part of the bytes each belongs to.
+    """Columns with one row a sequence, and which part of the bytes each belongs to.
 
     `parts` maps a column name to `levels`, `ids` or `tail`, for the accounting that `dkd inspect` prints.
     """
