@@ -18,8 +18,8 @@ from tests import toys
 
 @pytest.fixture(scope="session")
 def toy_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama of 4 layers and 64 ids, with its tokenizer."""
-    return toys.save_model(tmp_path_factory.mktemp("teacher"), layers=4, seed=1)
+    """A random Llama of 4 layers, its head padded to 72 rows for a tokenizer of 64 ids, as large teachers' are."""
+    return toys.save_model(tmp_path_factory.mktemp("teacher"), layers=4, seed=1, vocab_size=72)
 
 
 @pytest.fixture(scope="session")

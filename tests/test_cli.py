@@ -113,7 +113,7 @@ def test_refusals_over_finished_artifacts_write_nothing_over(toy_recipe: dict[st
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["splits"]["train"]["sequences"] > 0
     assert "corpus.sequence_length: 16, not 8" in refuses("prepare", "corpus.sequence_length=8")
-    assert "targets.k 65 is more than the 64 ids" in refuses("cache", "targets.k=65")
+    assert "targets.k 73 is more than the 72 ids" in refuses("cache", "targets.k=73")
 
     other = toys.save_model(tmp_path / "other", layers=1, seed=3)
     toys.save_tokenizer(other, [*toys.WORDS[1:], toys.WORDS[0]])

@@ -46,7 +46,7 @@ from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import ShardEntry, put_index, put_shard, table_bytes
 from distributed_kd.store.manifest import Run, peak_memory_bytes, refuse_other
 
-# Where a corpus lies and how much of it one task reads do not change a byte of the result, given its digest.
+# Where a corpus and a tokenizer lie changes nothing, given their digests.
 _NOT_IN_FINGERPRINT = {"source", "tokenizer"}
 
 

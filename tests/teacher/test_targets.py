@@ -88,8 +88,8 @@ def test_capture_gives_what_the_models_own_forward_gives(toy_teacher: Path, pack
 
 
 def test_more_ids_than_the_teacher_has_are_refused(toy_teacher: Path) -> None:
-    with pytest.raises(RequestError, match=r"targets\.k 65 is more than the teacher's 64 ids"):
-        TeacherForward(Teacher(model=str(toy_teacher)), Targets(k=65), Capture())
+    with pytest.raises(RequestError, match=r"targets\.k 73 is more than the teacher's 72 ids"):
+        TeacherForward(Teacher(model=str(toy_teacher)), Targets(k=73), Capture())
 
 
 def test_a_number_that_is_not_finite_is_refused_by_sequence(toy_teacher: Path) -> None:
