@@ -37,6 +37,7 @@ def launch(module: str, recipe: Recipe, arm: str, processes: int, log: Path) -> 
             "--master-addr", "127.0.0.1", "--master-port", str(_free_port()), "-m", module, str(spec),
         ]  # fmt: skip
         log.parent.mkdir(parents=True, exist_ok=True)
+        console.say(f"train: starting {processes} rank{'s' * (processes > 1)} for the {arm}; their output is in {log}")
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command, stdout=output, stderr=subprocess.STDOUT, env=_environment(processes), start_new_session=True

@@ -179,14 +179,14 @@ def _run(
         shards_done = ActorPool(replicas).map_unordered(
             lambda replica, shard: replica.capture.remote(shard, manifest), [entry.shard for entry in missing]
         )
-        positions, begun = 0, time.monotonic()
+        positions, written, begun = 0, 0, time.monotonic()
         with console.progress("cache", sum(entry.positions for entry in missing)) as advance:
             for receipt in shards_done:
                 receipts[receipt.entry.shard] = receipt
                 positions += receipt.entry.positions
-                per_position = receipt.entry.bytes / max(1, receipt.entry.positions)
+                written += receipt.entry.bytes
                 rate = positions / (time.monotonic() - begun)
-                advance(positions, f"{rate:,.0f} positions/s, {per_position:.0f} bytes a position")
+                advance(positions, f"{rate:,.0f} positions/s, {written / positions:.0f} bytes a position")
         return manifest, max(ray.get([replica.peak_memory_bytes.remote() for replica in replicas]))
 
 
