@@ -180,7 +180,7 @@ def main(arguments: list[str] | None = None) -> None:
     except TyperException as error:
         _fail(f"{getattr(error, 'format_message', error.__str__)()}; see `dkd --help`", RequestError.exit_code)
     except (KeyboardInterrupt, Abort):
-        _fail("stopped; the same command goes on where it was", INTERRUPTED)
+        code = INTERRUPTED
     except DkdError as error:
         if "--debug" in given:
             raise
@@ -195,8 +195,9 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         text = " ".join(str(error).split())[:300]
         _fail(f"{type(error).__name__}: {text}; run it with --debug for the traceback", 1)
-    else:
-        sys.exit(code or 0)
+    if code == INTERRUPTED:  # typer itself turns Ctrl-C into this exit code
+        _fail("stopped; the same command goes on where it was", INTERRUPTED)
+    sys.exit(code or 0)
 
 
 def _fail(message: str, code: int) -> None:

@@ -164,35 +164,61 @@ def prepared_on_one_processor(recipe: dict[str, Any], work: Path) -> dict[str, b
     return {f"sequences/{name}": content for name, content in files_of(work / "sequences" / "shards").items()}
 
 
-def test_resuming_from_a_checkpoint_ends_with_the_uninterrupted_weights(
+def test_training_that_was_killed_and_then_stopped_ends_with_the_uninterrupted_weights(
     toy_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
-    """SIGKILL of the whole training after its first checkpoint; the same command ends with the same bits."""
+    """SIGKILL of everything after a checkpoint, Ctrl-C after a later one; the same command ends with the same bits."""
     toy_recipe["baseline"] = "off"
-    toy_recipe["trainer"] |= {"steps": 40, "checkpoint_every": 5, "processes": 2, "micro_batch": 2}
+    toy_recipe["trainer"] |= {"steps": 200, "checkpoint_every": 10, "processes": 2, "micro_batch": 2}
     recipe = write_recipe(tmp_path, toy_recipe)
     for stage in ("prepare", "cache"):
         assert dkd(stage, recipe).returncode == 0
     work = Path(toy_recipe["workdir"])
     shutil.copytree(work, tmp_path / "whole")
     assert dkd("train", recipe, f"workdir={tmp_path / 'whole'}").returncode == 0
-
-    training = subprocess.Popen(
-        [sys.executable, "-m", "distributed_kd.cli", "train", str(recipe)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
     checkpoints = work / "student" / "checkpoints"
-    while not list(checkpoints.glob("step-*.json")):
-        assert training.poll() is None
-        time.sleep(0.05)
-    # torchrun is in a session of its own: kill every process that works on this recipe.
+
+    training = start_training(recipe)
+    wait_for_checkpoint(training, checkpoints, step=10)
+    # The ranks are in a session of their own: kill every process that works on this recipe.
     subprocess.run(["pkill", "-KILL", "-f", "distributed_kd.student.worker"], check=False)
-    os.killpg(training.pid, signal.SIGKILL)
+    training.kill()
     training.wait()
     assert not (work / "student" / "manifest.json").exists()
+    killed_at = newest_step(checkpoints)
+
+    training = start_training(recipe)
+    wait_for_checkpoint(training, checkpoints, step=killed_at + 10)
+    training.send_signal(signal.SIGINT)
+    _, told = training.communicate(timeout=60)
+    assert training.returncode == 130
+    assert "dkd: stopped; the same command goes on where it was" in told
+    assert subprocess.run(["pgrep", "-f", "distributed_kd.student.worker"], capture_output=True).returncode == 1
+    assert newest_step(checkpoints) < 200, "training was over before it was stopped; give it more steps"
 
     done = dkd("train", recipe)
     assert done.returncode == 0, done.stderr
     name = "student/export/model.safetensors"
     assert (work / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    metrics = [json.loads(line) for line in (work / "student" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in metrics] == list(range(200))
     assert len(list(checkpoints.glob("step-*.json"))) <= 2
+
+
+def start_training(recipe: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "distributed_kd.cli", "train", str(recipe)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def newest_step(checkpoints: Path) -> int:
+    return max((int(marker.stem.removeprefix("step-")) for marker in checkpoints.glob("step-*.json")), default=0)
+
+
+def wait_for_checkpoint(training: subprocess.Popen[str], checkpoints: Path, step: int) -> None:
+    deadline = time.monotonic() + 300
+    while newest_step(checkpoints) < step:
+        assert training.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

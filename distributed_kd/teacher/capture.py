@@ -72,7 +72,7 @@ def capture(recipe: Recipe) -> CacheManifest:
     missing = [entry for entry in entries if entry.shard not in receipts]
     if len(missing) < len(entries):
         console.say(f"cache: {len(receipts)} of {len(entries)} shards are there already; going on")
-    peak = 0
+    peak = peak_memory_bytes()
     if missing:
         manifest, peak = _run(recipe, manifest, found is None, entries, missing, receipts)
     parts, kept_mass = totals(list(receipts.values()))
@@ -83,7 +83,7 @@ def capture(recipe: Recipe) -> CacheManifest:
             "mean_kept_mass": kept_mass,
         }
     )
-    Run(time.monotonic() - begun, max(peak, peak_memory_bytes())).put(store)
+    Run(time.monotonic() - begun, peak).put(store)
     committed.put(store)
     return committed
 
