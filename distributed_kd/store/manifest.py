@@ -44,19 +44,24 @@ class Manifest(BaseModel):
         """The manifest in `store`; None when there is none. Raises `RequestError` when it is not a good one."""
         where = f"{store.uri}/{MANIFEST_NAME}"
         try:
-            data = store.read(MANIFEST_NAME)
+            data = store.read(MANIFEST_NAME, at_most=MAXIMUM_BYTES + 1)
         except FileNotFoundError:
             return None
+        except IsADirectoryError as error:
+            raise RequestError(f"{where} is a folder, not a file") from error
         except NotADirectoryError as error:
             raise RequestError(f"{where}: {store.uri} is not a folder; choose another `workdir`") from error
         if len(data) > MAXIMUM_BYTES:
-            raise RequestError(f"{where} has {len(data)} bytes; no manifest is larger than {MAXIMUM_BYTES}")
+            raise RequestError(f"{where} has more than {MAXIMUM_BYTES} bytes; no manifest is so large")
         try:
             found = cls.model_validate_json(data)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
-            raise RequestError(f"{where} is not a manifest this version reads: {key} {first['msg']}") from error
+            line = " ".join(f"{key} {first['msg']}".split())[:300]
+            raise RequestError(f"{where} is not a manifest this version reads: {line}") from error
+        except (RecursionError, UnicodeError) as error:  # of the fingerprint: what canonical JSON cannot hold
+            raise RequestError(f"{where} is not a manifest this version reads: {type(error).__name__}") from error
         expected_format, expected_version = cls.kind()
         if (found.format, found.version) != (expected_format, expected_version):
             raise RequestError(
