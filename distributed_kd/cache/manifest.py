@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -132,7 +132,8 @@ _RECEIPT = TypeAdapter(Receipt)
 
 
 def totals(receipts: list[Receipt]) -> tuple[dict[str, int], float]:
-    """(bytes by part, mean kept mass) over receipts."""
+    """(bytes by part, mean kept mass) over receipts, the same whatever their order."""
+    receipts = sorted(receipts, key=lambda receipt: receipt.entry.shard)
     parts = {part: sum(receipt.bytes_by_part[part] for receipt in receipts) for part in PARTS}
     positions = sum(receipt.entry.positions for receipt in receipts)
     return parts, sum(receipt.kept_mass for receipt in receipts) / max(1, positions)
