@@ -174,9 +174,18 @@ def merge(
 
 
 @app.command()
-def export(cache: str, out: Annotated[str, typer.Option("--out")], as_json: Json = False, debug: Debug = False) -> None:
-    """A cache as plain Parquet."""
-    raise not_yet("dkd export", "`distributed_kd.cache.open(uri)` reads a cache from Python")
+def export(
+    cache: Annotated[str, typer.Argument(metavar="CACHE")],
+    out: Annotated[str, typer.Option("--out", metavar="FILE", help="the file to write")],
+    kind: Annotated[str, typer.Option("--format", help="parquet")] = "parquet",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """A finished cache as plain Parquet, one row a position."""
+    from distributed_kd.cache.export import export as export_cache
+
+    _begin(as_json)
+    _show(export_cache(cache, out, kind).facts(), as_json)
 
 
 @app.command()

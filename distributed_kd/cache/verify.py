@@ -27,8 +27,9 @@ from distributed_kd.cache.manifest import TABLES_NAME, CacheManifest, Receipt, r
 from distributed_kd.cache.shard import Row
 from distributed_kd.cache.soft_targets import NO_ID
 from distributed_kd.errors import RequestError
+from distributed_kd.store.arrow import table_of
 from distributed_kd.store.filesystem import Store
-from distributed_kd.store.index import INDEX_NAME, IndexReference, ShardEntry, read_known, shard_name, table_of
+from distributed_kd.store.index import INDEX_NAME, IndexReference, ShardEntry, read_known, shard_name
 
 _AHEAD = 4  # shards handed to each process before the first comes back
 
@@ -161,7 +162,10 @@ def _tables_are_good(store: Store, manifest: CacheManifest, bad: list[Bad]) -> b
                 f"{manifest.codec} {'needs' if data is None else 'has no'} code tables; repair the cache"
             )
         if data is not None:
-            code_tables.parse(data)
+            code = code_tables.parse(data)
+            found = (code.width, code.vocabulary_size, list(code.temperatures))
+            if found != (manifest.k, manifest.vocabulary_size, manifest.temperatures):
+                raise RequestError(f"{TABLES_NAME} is of K, vocabulary and temperatures {found}; the manifest is not")
     except (RequestError, ValueError) as error:
         bad.append(Bad(-1, TABLES_NAME, str(error)))
         return False

@@ -137,7 +137,7 @@ def sequences_to_columns(sequences: list[Sequence]) -> dict[str, pa.Array]:
 
 
 def rows_to_sequences(table: pa.Table, isolated: bool) -> list[Sequence]:
-    """The inverse of `sequences_to_columns`; further columns are ignored. Raises `ValueError` for what no sequences are."""
+    """The inverse of `sequences_to_columns`; further columns are ignored. Raises `ValueError` for what is not one."""
     values, lengths = {}, {}
     for field in SCHEMA:
         column = one_chunk(table, field.name)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 
 from distributed_kd.errors import RequestError
+from distributed_kd.store.arrow import table_of
 from distributed_kd.store.digest import sha256
 from distributed_kd.store.filesystem import Store
 
@@ -134,17 +135,6 @@ def read_known(store: Store, name: str, known: ShardEntry | IndexReference, reme
     if sha256(data) != known.sha256:
         raise RequestError(f"{where} is damaged: its digest is {sha256(data)[:12]}, not {known.sha256[:12]}; {remedy}")
     return data
-
-
-def table_of(data: bytes, where: str) -> pa.Table:
-    """The table of an Arrow file in memory, every offset in it checked. Raises `RequestError` when it is not one."""
-    try:
-        table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
-        table.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError, MemoryError, UnicodeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RequestError(f"{where} is damaged: not an Arrow table ({reason})") from error
-    return table
 
 
 def _columns(schema: pa.Schema) -> str:

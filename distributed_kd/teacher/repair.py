@@ -84,8 +84,8 @@ def repair(recipe: Recipe) -> Repaired:
         return Repaired(sorted(lost), TABLES_NAME in lost_files, False, [], manifest.fingerprint)
     if len(receipts) < manifest.shards:
         raise WorkError(
-            f"shards {changed[:5]} came out otherwise than the index of {store.uri} says, and it cannot be written anew "
-            f"without the receipts of all shards; repair it where it was captured, or delete it to capture it again"
+            f"shards {changed[:5]} came out otherwise than the index of {store.uri} says, which cannot be written "
+            "anew without the receipts of all shards; repair it where it was captured, or delete it to capture it again"
         )
     commit(store, manifest, receipts)
     return Repaired(sorted(lost), TABLES_NAME in lost_files, True, changed, manifest.fingerprint)
