@@ -12,10 +12,10 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
 from distributed_kd.errors import RequestError
-from distributed_kd.store.digest import sha256
+from distributed_kd.store.digest import seal, sha256, unseal
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import MAXIMUM_SHARDS, IndexReference, ShardEntry, check_entry, read_index, read_known
 from distributed_kd.store.manifest import Manifest
@@ -84,7 +84,7 @@ class Receipt:
     kept_mass: float  # summed over positions, at the first temperature
 
     def put(self, store: Store) -> None:
-        store.put(_receipt_name(self.entry.shard), json.dumps(asdict(self)).encode())
+        store.put(_receipt_name(self.entry.shard), json.dumps(seal(asdict(self))).encode())
 
     @staticmethod
     def read_all(store: Store, fingerprint: str) -> dict[int, Receipt]:
@@ -120,11 +120,13 @@ class Receipt:
     def _read(store: Store, name: str) -> Receipt:
         where = f"{store.uri}/{name}"
         try:
-            receipt = _RECEIPT.validate_json(store.read(name, at_most=MAXIMUM_RECEIPT_BYTES), strict=True)
-        except ValidationError as error:
+            raw = json.loads(store.read(name, at_most=MAXIMUM_RECEIPT_BYTES))
+            is_whole = isinstance(raw, dict) and unseal(raw) and raw.keys() == Receipt.__dataclass_fields__.keys()
+            receipt = _RECEIPT.validate_python(raw)
+        except (ValueError, RecursionError) as error:
             raise RequestError(f"{where} is not a receipt; delete it, and its shard is done again") from error
-        if receipt.bytes_by_part.keys() != set(PARTS) or not math.isfinite(receipt.kept_mass):
-            raise RequestError(f"{where} is not a receipt; delete it, and its shard is done again")
+        if not is_whole or receipt.bytes_by_part.keys() != set(PARTS) or not math.isfinite(receipt.kept_mass):
+            raise RequestError(f"{where} is not a receipt, or damaged; delete it, and its shard is done again")
         return receipt
 
 

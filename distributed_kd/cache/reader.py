@@ -67,6 +67,11 @@ class LogitCache:
                 f"{self.store.uri}: shard {entry.shard} has {table.num_rows} rows, the index says {entry.rows}; "
                 "repair the cache"
             )
+        if shards.codec_of(table) != self.manifest.codec:
+            raise RequestError(
+                f"{self.store.uri}/{shard_name(entry.shard)} was written with codec {shards.codec_of(table)[:40]!r}, the "
+                f"manifest says {self.manifest.codec!r}; repair the cache"
+            )
         return table
 
     def _decode(self, place: int, table: pa.Table) -> list[Row]:

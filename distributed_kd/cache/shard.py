@@ -94,6 +94,11 @@ def decode(
     return [Row(sequence, targets[begin:end]) for sequence, (begin, end) in zip(sequences, pairwise(ends), strict=True)]
 
 
+def codec_of(table: pa.Table) -> str:
+    """The codec that a shard says it was written with; "" where it says none."""
+    return dict(_metadata(table)).get(b"codec", b"").decode(errors="replace")
+
+
 def _metadata(table: pa.Table) -> list[tuple[bytes, bytes]]:
     return list((table.schema.metadata or {}).items())
 

@@ -113,9 +113,10 @@ def check_shard(store: Store, manifest: CacheManifest, entry: ShardEntry, tables
     """The shard's rows, with everything about them checked that can be. Raises `RequestError` saying what is not."""
     name = shard_name(entry.shard)
     table = table_of(read_known(store, name, entry, "repair the cache"), f"{store.uri}/{name}")
-    metadata = {key.decode(errors="replace"): value for key, value in (table.schema.metadata or {}).items()}
-    if metadata.get("codec", b"").decode(errors="replace") != manifest.codec:
-        raise RequestError(f"shard {entry.shard} is of another codec than the cache's {manifest.codec}")
+    if shards.codec_of(table) != manifest.codec:
+        raise RequestError(
+            f"shard {entry.shard} was written with codec {shards.codec_of(table)[:40]!r}, not {manifest.codec}"
+        )
     rows = shards.decode(
         table, entry.shard, manifest.fingerprint, manifest.packing == "isolate", tuple(manifest.temperatures), tables
     )

@@ -70,7 +70,7 @@ def test_a_repaired_cache_is_the_original(
 
     # An unfinished one is finished, even where a receipt is damaged; another recipe's is refused.
     manifest = json.loads(original["manifest.json"])
-    (cache / "manifest.json").write_text(json.dumps(manifest | {"index": None}))
+    (cache / "manifest.json").write_text(json.dumps(manifest | {"index": None, "sha256": None}))
     (cache / "receipts" / "00000002.json").write_text("{}")
     assert repair(recipe).facts()["recomputed_shards"] == [2]
     assert files_of(cache) == original
