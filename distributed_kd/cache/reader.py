@@ -69,8 +69,8 @@ class LogitCache:
             )
         if shards.codec_of(table) != self.manifest.codec:
             raise RequestError(
-                f"{self.store.uri}/{shard_name(entry.shard)} was written with codec {shards.codec_of(table)[:40]!r}, the "
-                f"manifest says {self.manifest.codec!r}; repair the cache"
+                f"{self.store.uri}/{shard_name(entry.shard)} was written with codec {shards.codec_of(table)[:40]!r}, "
+                f"the manifest says {self.manifest.codec!r}; repair the cache"
             )
         return table
 
