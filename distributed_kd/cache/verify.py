@@ -144,11 +144,12 @@ def _check_row(row: Row, manifest: CacheManifest, shard: int) -> None:
         raise RequestError(f"{where} {targets.ids.shape[1]} ids are kept a position; the manifest says {manifest.k}")
     if not (targets.logits <= 0).all() or (~kept & ~np.isneginf(targets.logits)).any():  # NaN is not below anything
         raise RequestError(f"{where} a logit is not a number, or above the largest")
-    if not (np.where(kept, targets.logits, -np.inf).max(axis=1) == 0).all():
+    if not (targets.logits.max(axis=1, initial=-np.inf) == 0).all():
         raise RequestError(f"{where} a position keeps nothing, or nothing at its largest logit")
     if not (targets.tail_odds < np.inf).all():  # -inf is a tail of nothing; NaN is not below anything
         raise RequestError(f"{where} tail odds are not numbers")
-    ordered = np.sort(np.where(kept, targets.ids, -1 - np.arange(targets.ids.shape[1])), axis=1)
+    fill = -1 - np.arange(targets.ids.shape[1], dtype=np.int32)  # so that what is not kept is not the same twice
+    ordered = np.sort(np.where(kept, targets.ids, fill), axis=1)
     if (np.diff(ordered, axis=1) == 0).any():
         raise RequestError(f"{where} a position keeps an id twice")
 
