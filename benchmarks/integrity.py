@@ -4,8 +4,8 @@
 
 A small finished cache of each codec, and an unfinished one, in a temporary folder; over every file of them. Damage is
 `refused` when reading raises one line that names a file; `same` when what is read equals what was written, which is so
-of files that a finished cache no longer reads. Anything else (other data, another exception, more than 2 s) stops the
-run with what it was.
+of receipts, which a finished cache no longer reads. Of an unfinished one, `dkd verify` is what notices. Anything else
+(other data, another exception, more than 2 s) stops the run with what it was.
 """
 
 from __future__ import annotations

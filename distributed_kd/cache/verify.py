@@ -31,6 +31,7 @@ from distributed_kd.store.arrow import table_of
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import INDEX_NAME, IndexReference, ShardEntry, read_known, shard_name
 
+_BYTES_A_PROCESS = 16 << 20  # a process takes seconds to start; this is what one checks meanwhile
 _AHEAD = 4  # shards handed to each process before the first comes back
 
 
@@ -65,7 +66,7 @@ class Verdict:
 
 
 def verify(uri: str | Store, jobs: int | None = None) -> Verdict:
-    """Checks everything under `uri` with `jobs` processes (None: one a processor).
+    """Checks everything under `uri` with `jobs` processes (None: one a processor, where there is work for them).
 
     Raises `RequestError` when there is no cache, or no manifest by which it could be checked.
     """
@@ -82,7 +83,8 @@ def verify(uri: str | Store, jobs: int | None = None) -> Verdict:
     done = read = 0
     total = sum(entry.bytes for entry in entries)
     with console.progress("verify", total) as advance:
-        for entry, found in _results(store, manifest, entries, tables_are_good, jobs or _processors()):
+        jobs = jobs or min(_processors(), 1 + total // _BYTES_A_PROCESS)
+        for entry, found in _results(store, manifest, entries, tables_are_good, jobs):
             done, read = done + 1, read + entry.bytes
             if found is None:
                 missing.append(entry.shard)

@@ -72,7 +72,7 @@ class Target:
             found = self._read()
             assert time.perf_counter() - begun < MOST_SECONDS, "too long"
             if deep or not self.finished:
-                self._verify(files, found)
+                found = self._verify(files, found)
         if self.finished and any(name.startswith(MUST_BE_NOTICED) for name in files):
             assert found == "refused", f"not noticed: {list(files)}"
         return found
@@ -97,14 +97,15 @@ class Target:
         assert "\n" not in said
         return "refused"
 
-    def _verify(self, files: dict[str, bytes | None], found: str) -> None:
+    def _verify(self, files: dict[str, bytes | None], found: str) -> str:
         try:
             verdict = verify(self.store, 1)
         except RequestError:
             assert "manifest.json" in files
-            return
+            return "refused"
         of_shards = any(name.startswith(("shards/", "tables.bin")) for name in files)
         assert verdict.all_good == (found == "same" and not of_shards), files.keys()
+        return "same" if verdict.all_good else "refused"
 
 
 def _assert_equal(found: Row, expected: Row) -> None:

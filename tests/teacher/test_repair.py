@@ -13,6 +13,7 @@ from distributed_kd.cache.verify import verify
 from distributed_kd.errors import RequestError
 from distributed_kd.recipe import parse
 from distributed_kd.store.index import shard_name
+from tests.commands import dkd, said, write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -78,3 +79,20 @@ def test_a_repaired_cache_is_the_original(
     toy_recipe["targets"]["k"] = 4
     with pytest.raises(RequestError, match=r"targets\.k: 8, not 4"):
         repair(parse(toy_recipe))
+
+
+def test_the_command(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, toy_recipe)
+    assert "run `dkd prepare` first" in said(dkd("repair", recipe))
+    for stage in ("prepare", "cache"):
+        done = dkd(stage, recipe)
+        assert done.returncode == 0, done.stderr
+    cache = Path(toy_recipe["workdir"]) / "cache"
+    original = files_of(cache)
+    (cache / shard_name(2)).write_bytes(b"nothing")
+    assert dkd("verify", cache).returncode == 1
+    done = dkd("repair", recipe, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["recomputed_shards"] == [2]
+    assert dkd("verify", cache).returncode == 0
+    assert files_of(cache) == original
