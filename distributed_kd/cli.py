@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from distributed_kd import stages
-from distributed_kd.errors import DkdError, RequestError, not_yet
+from distributed_kd.errors import DkdError, RequestError, WorkError, not_yet
 
 if TYPE_CHECKING:
     from distributed_kd.recipe import Recipe
@@ -125,15 +125,41 @@ def audit(cache: str, as_json: Json = False, debug: Debug = False) -> None:
 
 
 @app.command()
-def verify(cache: str, as_json: Json = False, debug: Debug = False) -> None:
-    """Whether every byte of a cache is right."""
-    raise not_yet("dkd verify", "every shard is checked against its digest when it is read")
+def verify(
+    cache: Annotated[str, typer.Argument(metavar="CACHE")],
+    jobs: Annotated[int | None, typer.Option(min=1, help="processes; all processors if not said")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Whether every byte of a cache is right; exits 1 when not."""
+    from distributed_kd.cache.verify import verify as verdict_of
+    from distributed_kd.store.index import shard_name
+
+    _begin(as_json)
+    verdict = verdict_of(cache, jobs)
+    facts = verdict.facts()
+    if not as_json:
+        from distributed_kd.console import results
+
+        for one in verdict.bad:
+            print(f"bad: {one.file}: {one.reason}", file=results())
+        for shard in verdict.missing:
+            print(f"missing: {shard_name(shard)}", file=results())
+        facts |= {"bad": len(verdict.bad), "missing": len(verdict.missing)}
+    _show(facts, as_json)
+    if not verdict.all_good:
+        raise WorkError(
+            f"{cache} is not whole: {len(verdict.bad)} bad, {len(verdict.missing)} missing; `dkd repair RECIPE`"
+        )
 
 
 @app.command()
 def repair(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
-    """Recomputes only the missing and bad shards."""
-    raise not_yet("dkd repair", "`dkd cache` computes the shards of an unfinished cache that are missing")
+    """Recomputes only the missing and bad shards of a cache, and code tables or an index that are lost."""
+    from distributed_kd.teacher.repair import repair as repair_cache
+
+    loaded = _load(recipe, overrides, as_json)
+    _show(repair_cache(loaded).facts(), as_json)
 
 
 @app.command()
@@ -148,9 +174,18 @@ def merge(
 
 
 @app.command()
-def export(cache: str, out: Annotated[str, typer.Option("--out")], as_json: Json = False, debug: Debug = False) -> None:
-    """A cache as plain Parquet."""
-    raise not_yet("dkd export", "`distributed_kd.cache.open(uri)` reads a cache from Python")
+def export(
+    cache: Annotated[str, typer.Argument(metavar="CACHE")],
+    out: Annotated[str, typer.Option("--out", metavar="FILE", help="the file to write")],
+    kind: Annotated[str, typer.Option("--format", help="parquet")] = "parquet",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """A finished cache as plain Parquet, one row a position."""
+    from distributed_kd.cache.export import export as export_cache
+
+    _begin(as_json)
+    _show(export_cache(cache, out, kind).facts(), as_json)
 
 
 @app.command()

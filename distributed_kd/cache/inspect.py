@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from distributed_kd.cache.manifest import CacheManifest, Receipt, totals
+from distributed_kd.cache.manifest import CacheManifest, Receipt, read_entries, totals
 from distributed_kd.errors import RequestError
 from distributed_kd.store.filesystem import Store
-from distributed_kd.store.index import read_index
+from distributed_kd.store.index import ShardEntry
+
+
+def missing_shards(manifest: CacheManifest, entries: list[ShardEntry]) -> list[int]:
+    """Numbers of the shards that the cache is to have and `entries` do not list."""
+    there = {entry.shard for entry in entries}
+    return [shard for shard in range(manifest.shards) if shard not in there]
 
 
 def inspect(uri: str) -> dict[str, Any]:
@@ -17,7 +23,7 @@ def inspect(uri: str) -> dict[str, Any]:
     if manifest is None:
         raise RequestError(f"{store.uri} holds no cache (no manifest.json)")
     if manifest.index is not None:
-        entries = read_index(store, manifest.index)
+        entries = read_entries(store, manifest)
         parts, kept_mass = manifest.bytes_by_part, manifest.mean_kept_mass
     else:
         receipts = list(Receipt.read_all(store, manifest.fingerprint).values())
@@ -31,7 +37,7 @@ def inspect(uri: str) -> dict[str, Any]:
         "positions": positions,
         "sequences": sum(entry.rows for entry in entries),
         "shards": manifest.shards,
-        "missing_shards": sorted(set(range(manifest.shards)) - {entry.shard for entry in entries}),
+        "missing_shards": missing_shards(manifest, entries),
         "method": manifest.method,
         "k": manifest.k,
         "temperatures": manifest.temperatures,

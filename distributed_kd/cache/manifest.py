@@ -8,38 +8,55 @@ shard cannot exist, since it is written after it; receipts carry the fingerprint
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
 
 from distributed_kd.errors import RequestError
-from distributed_kd.store.digest import sha256
+from distributed_kd.store.digest import seal, sha256, unseal
 from distributed_kd.store.filesystem import Store
-from distributed_kd.store.index import IndexReference, ShardEntry
+from distributed_kd.store.index import MAXIMUM_SHARDS, IndexReference, ShardEntry, check_entry, read_index, read_known
 from distributed_kd.store.manifest import Manifest
 
 FOLDER = "cache"
 RECEIPTS = "receipts"
 TABLES_NAME = "tables.bin"
+MAXIMUM_TABLES_BYTES = 1 << 28
+MAXIMUM_RECEIPT_BYTES = 1 << 16
+Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PARTS = ("levels", "ids", "tail", "input_ids", "container", "tables")
 
 
 class CacheManifest(Manifest):
     format: Literal["dkd-cache"] = "dkd-cache"
     version: Literal[1] = 1
-    codec: str
+    codec: Annotated[str, Field(max_length=64)]
     teacher: str
     revision: str | None
     tokenizer_sha256: str
-    vocabulary_size: int
+    vocabulary_size: Annotated[int, Field(ge=1, le=1 << 31)]
     packing: Literal["concatenate", "isolate", "none"]
     method: Literal["top_k", "top_p", "sample", "full"]
-    k: int
-    temperatures: list[float]
-    shards: int
+    k: Annotated[int, Field(ge=1, le=1 << 31)]
+    temperatures: Annotated[list[Temperature], Field(min_length=1, max_length=64)]
+    shards: Annotated[int, Field(ge=0, le=MAXIMUM_SHARDS)]
     tables: IndexReference | None = None
     index: IndexReference | None
     bytes_by_part: dict[str, int] | None = None
     mean_kept_mass: float | None = None
+
+
+def read_entries(store: Store, manifest: CacheManifest) -> list[ShardEntry]:
+    """The index of a finished cache, one entry a shard in order. Raises `RequestError` when it is not good."""
+    assert manifest.index is not None
+    entries = read_index(store, manifest.index)
+    if [entry.shard for entry in entries] != list(range(manifest.shards)):
+        raise RequestError(
+            f"{store.uri}: the index lists {len(entries)} shards, the manifest has {manifest.shards}; repair the cache"
+        )
+    return entries
 
 
 def put_tables(store: Store, data: bytes) -> IndexReference:
@@ -52,14 +69,9 @@ def read_tables(store: Store, reference: IndexReference | None) -> bytes | None:
     """None for a cache without tables. Raises `RequestError` when they are missing or not those the manifest names."""
     if reference is None:
         return None
-    where = f"{store.uri}/{TABLES_NAME}"
-    try:
-        data = store.read(TABLES_NAME)
-    except FileNotFoundError as error:
-        raise RequestError(f"{where} is missing, and no shard can be read without it; repair the cache") from error
-    if len(data) != reference.bytes or sha256(data) != reference.sha256:
-        raise RequestError(f"{where} is damaged: its digest is not the manifest's; repair the cache")
-    return data
+    if not 0 <= reference.bytes <= MAXIMUM_TABLES_BYTES:
+        raise RequestError(f"{store.uri}: the manifest says its code tables have {reference.bytes} bytes; they cannot")
+    return read_known(store, TABLES_NAME, reference, "no shard can be read without it: repair the cache")
 
 
 @dataclass(frozen=True)
@@ -72,23 +84,58 @@ class Receipt:
     kept_mass: float  # summed over positions, at the first temperature
 
     def put(self, store: Store) -> None:
-        store.put(_receipt_name(self.entry.shard), json.dumps(asdict(self)).encode())
+        store.put(_receipt_name(self.entry.shard), json.dumps(seal(asdict(self))).encode())
 
     @staticmethod
     def read_all(store: Store, fingerprint: str) -> dict[int, Receipt]:
-        """The receipts of this fingerprint by shard number."""
+        """The receipts of this fingerprint by shard number. Raises `RequestError` for a file that is none."""
         receipts = {}
         for name in store.list(RECEIPTS):
-            fields: dict[str, Any] = json.loads(store.read(f"{RECEIPTS}/{name}"))
-            entry = ShardEntry(**fields.pop("entry"))
-            receipt = Receipt(entry=entry, **fields)
-            if receipt.fingerprint == fingerprint:
-                receipts[entry.shard] = receipt
+            receipt = Receipt._read(store, f"{RECEIPTS}/{name}")
+            if receipt.fingerprint != fingerprint:
+                continue
+            check_entry(receipt.entry, f"{store.uri}/{RECEIPTS}/{name}")
+            if name != _receipt_name(receipt.entry.shard).removeprefix(f"{RECEIPTS}/"):
+                raise RequestError(
+                    f"{store.uri}/{RECEIPTS}/{name} is the receipt of shard {receipt.entry.shard}; delete it"
+                )
+            receipts[receipt.entry.shard] = receipt
         return receipts
+
+    @staticmethod
+    def read_good(store: Store, fingerprint: str) -> dict[int, Receipt]:
+        """As `read_all`, but a file that is no receipt counts as not there: its shard is done again."""
+        receipts = {}
+        for name in store.list(RECEIPTS):
+            try:
+                receipt = Receipt._read(store, f"{RECEIPTS}/{name}")
+                check_entry(receipt.entry, name)
+            except RequestError:
+                continue
+            if receipt.fingerprint == fingerprint and f"{RECEIPTS}/{name}" == _receipt_name(receipt.entry.shard):
+                receipts[receipt.entry.shard] = receipt
+        return receipts
+
+    @staticmethod
+    def _read(store: Store, name: str) -> Receipt:
+        where = f"{store.uri}/{name}"
+        try:
+            raw = json.loads(store.read(name, at_most=MAXIMUM_RECEIPT_BYTES))
+            is_whole = isinstance(raw, dict) and unseal(raw) and raw.keys() == Receipt.__dataclass_fields__.keys()
+            receipt = _RECEIPT.validate_python(raw)
+        except (ValueError, RecursionError) as error:
+            raise RequestError(f"{where} is not a receipt; delete it, and its shard is done again") from error
+        if not is_whole or receipt.bytes_by_part.keys() != set(PARTS) or not math.isfinite(receipt.kept_mass):
+            raise RequestError(f"{where} is not a receipt, or damaged; delete it, and its shard is done again")
+        return receipt
+
+
+_RECEIPT = TypeAdapter(Receipt)
 
 
 def totals(receipts: list[Receipt]) -> tuple[dict[str, int], float]:
-    """(bytes by part, mean kept mass) over receipts."""
+    """(bytes by part, mean kept mass) over receipts, the same whatever their order."""
+    receipts = sorted(receipts, key=lambda receipt: receipt.entry.shard)
     parts = {part: sum(receipt.bytes_by_part[part] for receipt in receipts) for part in PARTS}
     positions = sum(receipt.entry.positions for receipt in receipts)
     return parts, sum(receipt.kept_mass for receipt in receipts) / max(1, positions)

@@ -7,6 +7,7 @@ metadata names the codec, the digest of its code tables, the cache's fingerprint
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -15,7 +16,7 @@ import pyarrow as pa
 from distributed_kd.cache import codecs
 from distributed_kd.cache.manifest import PARTS
 from distributed_kd.cache.soft_targets import SoftTargets
-from distributed_kd.corpus.sequences import Sequence, rows_to_sequences, sequences_to_columns
+from distributed_kd.corpus.sequences import SCHEMA, Sequence, one_chunk, rows_to_sequences, sequences_to_columns
 from distributed_kd.errors import RequestError
 from distributed_kd.store.digest import sha256
 from distributed_kd.store.index import table_bytes
@@ -66,31 +67,45 @@ def decode(
     tables: bytes | None = None,
 ) -> list[Row]:
     """The rows of a shard. Raises `RequestError` when it belongs to another cache or stands in another's place."""
-    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    metadata = {key.decode(errors="replace"): value.decode(errors="replace") for key, value in _metadata(table)}
     if metadata.get("fingerprint") != fingerprint or metadata.get("shard") != str(shard):
         raise RequestError(
             f"shard {shard} says it is shard {metadata.get('shard')} of cache {metadata.get('fingerprint', '')[:12]}, "
             f"not of {fingerprint[:12]}; repair the cache"
         )
-    digest = sha256(tables) if tables is not None else None
+    digest = _digest(tables) if tables is not None else None
     if metadata.get("tables") != digest:
         raise RequestError(
             f"shard {shard} was written with code tables {str(metadata.get('tables'))[:12]}, "
             f"the cache has {str(digest)[:12]}; repair the cache"
         )
-    sequences = rows_to_sequences(table, isolated)
-    lengths, tokens = _scored(sequences)
     codec = codecs.find(metadata.get("codec", ""))
-    own = set(sequences_to_columns([]))
-    columns = {name: table.column(name).combine_chunks() for name in table.column_names if name not in own}
     try:
+        sequences = rows_to_sequences(table, isolated)
+        lengths, tokens = _scored(sequences)
+        columns = {name: one_chunk(table, name) for name in table.column_names if name not in SCHEMA.names}
         targets = codec.decode(columns, lengths, tokens, temperatures, tables)
-    except ValueError as error:
-        raise RequestError(f"shard {shard} is damaged: {error}; repair the cache") from error
+    except (ValueError, MemoryError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RequestError(f"shard {shard} is damaged: {reason}; repair the cache") from error
     ends = np.cumsum([0, *lengths])
     if len(targets) != ends[-1]:
         raise RequestError(f"shard {shard} holds targets of {len(targets)} positions for {ends[-1]} scored ones")
     return [Row(sequence, targets[begin:end]) for sequence, (begin, end) in zip(sequences, pairwise(ends), strict=True)]
+
+
+def codec_of(table: pa.Table) -> str:
+    """The codec that a shard says it was written with; "" where it says none."""
+    return dict(_metadata(table)).get(b"codec", b"").decode(errors="replace")
+
+
+def _metadata(table: pa.Table) -> list[tuple[bytes, bytes]]:
+    return list((table.schema.metadata or {}).items())
+
+
+@lru_cache(maxsize=4)
+def _digest(tables: bytes) -> str:
+    return sha256(tables)
 
 
 def _scored(sequences: list[Sequence]) -> tuple[np.ndarray, np.ndarray]:

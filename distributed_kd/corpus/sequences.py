@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from distributed_kd.errors import RequestError
 from distributed_kd.store.filesystem import Store
-from distributed_kd.store.index import IndexReference, ShardEntry, read_index, read_shard
+from distributed_kd.store.index import IndexReference, ShardEntry, read_index, read_shard, shard_name
 from distributed_kd.store.manifest import Manifest
 
 FOLDER = "sequences"
@@ -113,7 +113,10 @@ class Sequences:
 
     def read(self, shard: int) -> list[Sequence]:
         table = read_shard(self.store, self._entries[shard])
-        return rows_to_sequences(table, self.manifest.packing == "isolate")
+        try:
+            return rows_to_sequences(table, self.manifest.packing == "isolate")
+        except ValueError as error:
+            raise RequestError(f"{self.store.uri}/{shard_name(shard)} is damaged: {error}") from error
 
 
 def sequences_to_columns(sequences: list[Sequence]) -> dict[str, pa.Array]:
@@ -134,16 +137,43 @@ def sequences_to_columns(sequences: list[Sequence]) -> dict[str, pa.Array]:
 
 
 def rows_to_sequences(table: pa.Table, isolated: bool) -> list[Sequence]:
-    """The inverse of `sequences_to_columns`; further columns are ignored."""
+    """The inverse of `sequences_to_columns`; further columns are ignored. Raises `ValueError` for what is not one."""
+    values, lengths = {}, {}
+    for field in SCHEMA:
+        column = one_chunk(table, field.name)
+        if column.type != field.type:
+            raise ValueError(f"column {field.name} is {column.type}, not {field.type}")
+        if pa.types.is_list(field.type):
+            lengths[field.name] = column.value_lengths().to_numpy()
+            column = column.flatten()
+        if column.null_count:
+            raise ValueError(f"column {field.name} has nulls")
+        values[field.name] = column.to_numpy(zero_copy_only=False)
+    if not np.array_equal(lengths["input_ids"], lengths["loss_mask"]):
+        raise ValueError("a sequence's loss mask is not as long as its ids")
+    if not np.array_equal(lengths["documents"], lengths["document_lengths"]):
+        raise ValueError("a sequence has more documents than lengths of them, or fewer")
+    runs = values["document_lengths"].astype(np.int64)
+    sums = np.diff(np.cumsum([0, *runs])[np.cumsum([0, *lengths["documents"]])])
+    if (runs < 0).any() or not np.array_equal(sums, lengths["input_ids"]):
+        raise ValueError("a sequence's documents are not as long as it is")
 
     def split(name: str) -> list[np.ndarray]:
-        column = table.column(name).combine_chunks()
-        values = column.flatten().to_numpy(zero_copy_only=False)
-        return np.split(values, np.cumsum(column.value_lengths().to_numpy())[:-1]) if len(column) else []
+        return np.split(values[name], np.cumsum(lengths[name])[:-1]) if table.num_rows else []
 
     columns = zip(
-        table.column("sequence_id").to_pylist(),
+        values["sequence_id"].tolist(),
         split("input_ids"), split("loss_mask"), split("documents"), split("document_lengths"),
         strict=True,
     )  # fmt: skip
     return [Sequence(*row, isolated=isolated) for row in columns]
+
+
+def one_chunk(table: pa.Table, name: str) -> pa.Array:
+    """A column without nulls as one array. Raises `ValueError` when it is not there once, or has nulls."""
+    if table.column_names.count(name) != 1:
+        raise ValueError(f"there is no column {name}, or more than one")
+    column = table.column(name).combine_chunks()
+    if column.null_count:
+        raise ValueError(f"column {name} has nulls")
+    return column

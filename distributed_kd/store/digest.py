@@ -20,6 +20,17 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
+def seal(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields and their own digest, `sha256`: for a file that no other holds the digest of."""
+    return fields | {"sha256": sha256(canonical_json(fields))}
+
+
+def unseal(fields: dict[str, Any]) -> bool:
+    """Takes `sha256` out; whether it was that of the rest, or not there. Raises `ValueError` for no canonical JSON."""
+    found = fields.pop("sha256", None)
+    return found is None or found == sha256(canonical_json(fields))
+
+
 def fingerprint(made_from: dict[str, Any]) -> str:
     return sha256(canonical_json(made_from))
 

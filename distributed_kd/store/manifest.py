@@ -11,10 +11,10 @@ import json
 from dataclasses import dataclass
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from distributed_kd.errors import RequestError
-from distributed_kd.store.digest import differences, fingerprint
+from distributed_kd.store.digest import differences, fingerprint, seal, unseal
 from distributed_kd.store.filesystem import Store
 
 MANIFEST_NAME = "manifest.json"
@@ -37,32 +37,45 @@ class Manifest(BaseModel):
         return self
 
     def put(self, store: Store) -> None:
-        store.put(MANIFEST_NAME, json.dumps(self.model_dump(mode="json"), indent=1).encode())
+        store.put(MANIFEST_NAME, json.dumps(seal(self.model_dump(mode="json")), indent=1).encode())
 
     @classmethod
     def read(cls, store: Store) -> Self | None:
         """The manifest in `store`; None when there is none. Raises `RequestError` when it is not a good one."""
         where = f"{store.uri}/{MANIFEST_NAME}"
         try:
-            data = store.read(MANIFEST_NAME)
+            data = store.read(MANIFEST_NAME, at_most=MAXIMUM_BYTES + 1)
         except FileNotFoundError:
             return None
+        except IsADirectoryError as error:
+            raise RequestError(f"{where} is a folder, not a file") from error
         except NotADirectoryError as error:
             raise RequestError(f"{where}: {store.uri} is not a folder; choose another `workdir`") from error
         if len(data) > MAXIMUM_BYTES:
-            raise RequestError(f"{where} has {len(data)} bytes; no manifest is larger than {MAXIMUM_BYTES}")
+            raise RequestError(f"{where} has more than {MAXIMUM_BYTES} bytes; no manifest is so large")
         try:
-            found = cls.model_validate_json(data)
+            raw = json.loads(data)
+            if not isinstance(raw, dict):
+                raise ValueError("it is not a JSON object")
+            said = (raw.get("format"), raw.get("version"))
+            if said != cls.kind():
+                expected_format, expected_version = cls.kind()
+                raise RequestError(
+                    f"{where} is {str(said[0])[:60]} version {str(said[1])[:20]}; this reads {expected_format} version "
+                    f"{expected_version}"
+                )
+            is_whole = unseal(raw)
+            found = cls.model_validate(raw)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
-            raise RequestError(f"{where} is not a manifest this version reads: {key} {first['msg']}") from error
-        expected_format, expected_version = cls.kind()
-        if (found.format, found.version) != (expected_format, expected_version):
-            raise RequestError(
-                f"{where} is {found.format} version {found.version}; this reads {expected_format} version "
-                f"{expected_version}"
-            )
+            line = " ".join(f"{key} {first['msg']}".split())[:300]
+            raise RequestError(f"{where} is not a manifest this version reads: {line}") from error
+        except (ValueError, RecursionError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise RequestError(f"{where} is not a manifest this version reads: {reason}") from error
+        if not is_whole:
+            raise RequestError(f"{where} is damaged: its sha256 is not that of its other fields")
         return found
 
     @classmethod
@@ -94,9 +107,15 @@ class Run:
     @staticmethod
     def read(store: Store) -> Run | None:
         try:
-            return Run(**json.loads(store.read(RUN_NAME)))
+            run = _RUN.validate_json(store.read(RUN_NAME, at_most=MAXIMUM_BYTES))
         except FileNotFoundError:
             return None
+        except ValidationError as error:
+            raise RequestError(f"{store.uri}/{RUN_NAME} is damaged; it only tells how long the work took") from error
+        return run
+
+
+_RUN = TypeAdapter(Run)
 
 
 def peak_memory_bytes() -> int:

@@ -22,7 +22,7 @@ from distributed_kd.cache.manifest import FOLDER, CacheManifest, Receipt, put_ta
 from distributed_kd.cache.shard import Row
 from distributed_kd.cache.soft_targets import SoftTargets
 from distributed_kd.corpus.sequences import Sequence, Sequences
-from distributed_kd.errors import RequestError
+from distributed_kd.errors import RequestError, WorkError
 from distributed_kd.launch.ray_session import ray_session, task_errors
 from distributed_kd.models.config import load_config, vocabulary_size
 from distributed_kd.models.locate import identity, locate
@@ -55,7 +55,7 @@ def capture(recipe: Recipe) -> CacheManifest:
     sequences = Sequences.open(workdir)
     entries = sequences.shards("train")
     found = CacheManifest.read(store)
-    made_from = made_from_of(recipe, sequences, _teacher_identity(recipe, found))
+    made_from = made_from_of(recipe, sequences, teacher_identity(recipe, found))
     if found is not None:
         refuse_other(found, made_from, store, "a cache")
         if found.index is not None:
@@ -73,8 +73,15 @@ def capture(recipe: Recipe) -> CacheManifest:
     if len(missing) < len(entries):
         console.say(f"cache: {len(receipts)} of {len(entries)} shards are there already; going on")
     peak = peak_memory_bytes()
-    if missing:
-        manifest, peak = _run(recipe, manifest, found is None, entries, missing, receipts)
+    needs_tables = manifest.tables is None and codecs.find(manifest.codec).build_tables is not None
+    if missing or needs_tables:
+        manifest, peak = compute(recipe, manifest, entries, missing, receipts, make_tables=needs_tables)
+    Run(time.monotonic() - begun, peak).put(store)
+    return commit(store, manifest, receipts)
+
+
+def commit(store: Store, manifest: CacheManifest, receipts: dict[int, Receipt]) -> CacheManifest:
+    """Writes the index of all shards from their receipts, then the manifest that names it: the cache is finished."""
     parts, kept_mass = totals(list(receipts.values()))
     committed = manifest.model_copy(
         update={
@@ -83,7 +90,6 @@ def capture(recipe: Recipe) -> CacheManifest:
             "mean_kept_mass": kept_mass,
         }
     )
-    Run(time.monotonic() - begun, peak).put(store)
     committed.put(store)
     return committed
 
@@ -99,7 +105,7 @@ def made_from_of(recipe: Recipe, sequences: Sequences, teacher: dict[str, str]) 
     }
 
 
-def _teacher_identity(recipe: Recipe, found: CacheManifest | None) -> dict[str, str]:
+def teacher_identity(recipe: Recipe, found: CacheManifest | None) -> dict[str, str]:
     """Of the teacher's files; of the finished cache where the teacher is no longer on disk."""
     spec = recipe.teachers[0]
     try:
@@ -150,17 +156,20 @@ def _refuse_full_disk(store: Store, recipe: Recipe, positions: int) -> None:
         )
 
 
-def _run(
+def compute(
     recipe: Recipe,
     manifest: CacheManifest,
-    is_new: bool,
     entries: list[ShardEntry],
     missing: list[ShardEntry],
     receipts: dict[int, Receipt],
+    *,
+    make_tables: bool,
 ) -> tuple[CacheManifest, int]:
-    """Captures the missing shards, adding to `receipts`. A new manifest is written before the first shard.
+    """Captures the missing shards out of all training `entries`, adding to `receipts`.
 
-    Returns the manifest, with its code tables if the codec has some, and the replicas' peak memory in bytes.
+    make_tables: make the codec's code tables first; those that the manifest names already, if it does. A manifest that
+    is not yet in the store is written before the first shard. Returns the manifest with its code tables, and the
+    replicas' peak memory in bytes. Raises `RequestError` where a replica refuses, `WorkError` where one fails.
     """
     import ray
     from ray.util import ActorPool
@@ -170,12 +179,13 @@ def _run(
         # Ray starts a replica again when its process dies, and gives it its shard again; an error is not retried.
         actor = ray.remote(**resources, max_restarts=3, max_task_retries=3)(Replica)
         replicas: list[Any] = [actor.remote(recipe) for _ in range(count)]
-        if is_new:
-            if codecs.find(manifest.codec).build_tables is not None:
-                console.say(f"cache: making the code tables of {manifest.codec} from a sample")
-                tables = ray.get(replicas[0].make_tables.remote([entry.shard for entry in entries]))
-                manifest = manifest.model_copy(update={"tables": tables})
-            manifest.put(Store(recipe.workdir).child(FOLDER))
+        if make_tables:
+            console.say(f"cache: making the code tables of {manifest.codec} from a sample")
+            tables = ray.get(replicas[0].make_tables.remote([entry.shard for entry in entries], manifest.tables))
+            manifest = manifest.model_copy(update={"tables": tables})
+        store = Store(recipe.workdir).child(FOLDER)
+        if CacheManifest.read(store) != manifest:
+            manifest.put(store)
         shards_done = ActorPool(replicas).map_unordered(
             lambda replica, shard: replica.capture.remote(shard, manifest), [entry.shard for entry in missing]
         )
@@ -202,7 +212,7 @@ def _replicas(recipe: Recipe, work: int) -> tuple[int, dict[str, Any]]:
     gpus = int(available.get("GPU", 0))
     wanted, threads = recipe.capture.replicas, recipe.capture.threads
     fitting = gpus or max(1, int(available.get("CPU", 1)) // threads)
-    count = min(work, wanted if isinstance(wanted, int) else fitting)
+    count = min(max(1, work), wanted if isinstance(wanted, int) else fitting)
     return count, {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": threads}
 
 
@@ -225,14 +235,23 @@ class Replica:
         torch.set_num_threads(self.recipe.capture.threads)
         return TeacherForward(self.recipe.teachers[0], self.recipe.targets, self.recipe.capture)
 
-    def make_tables(self, train_shards: list[int]) -> IndexReference:
-        """Writes the code tables of the recipe's codec, made from a sample of the training sequences."""
+    def make_tables(self, train_shards: list[int], known: IndexReference | None) -> IndexReference:
+        """Writes the code tables of the recipe's codec, made from a sample of the training sequences.
+
+        Raises `WorkError`, and writes nothing, when they are not the `known` ones that shards were written with.
+        """
         build = codecs.find(self.recipe.capture.codec).build_tables
         assert build is not None  # the driver asks only then
         sample = self._sample(train_shards, self.recipe.capture.table_positions)
         targets = SoftTargets.concatenate(self.teacher(sample))
         tokens = np.concatenate([sequence.input_ids[sequence.loss_mask] for sequence in sample])
-        return put_tables(self.store, build(targets, tokens, self.teacher.vocabulary_size, 0))
+        data = build(targets, tokens, self.teacher.vocabulary_size, 0)
+        if known is not None and (len(data), sha256(data)) != (known.bytes, known.sha256):
+            raise WorkError(
+                f"the code tables made here are not those that {self.store.uri} was written with (another device or "
+                "version of torch?); repair it where it was captured, or delete it to capture it again"
+            )
+        return put_tables(self.store, data)
 
     def _sample(self, train_shards: list[int], positions: int) -> list[Sequence]:
         """Sequences of about so many positions in all: whole shards spread evenly, then every so-manyth sequence."""

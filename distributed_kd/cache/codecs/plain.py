@@ -39,15 +39,27 @@ def decode(
     temperatures: tuple[float, ...],
     tables: bytes | None = None,
 ) -> SoftTargets:
-    def matrix(name: str, dtype: type) -> np.ndarray:
+    def matrix(name: str, stored: pa.DataType, dtype: type) -> np.ndarray:
         if name not in columns:
             raise ValueError(f"there is no column {name}")
-        positions = columns[name].flatten()
-        if not pa.types.is_fixed_size_list(positions.type):
-            raise ValueError(f"column {name} is {columns[name].type}, not lists of fixed-width lists")
-        values = positions.flatten().to_numpy(zero_copy_only=False)
-        return values.reshape(len(positions), positions.type.list_size).astype(dtype)
+        column = columns[name]
+        kind = column.type.value_type if pa.types.is_list(column.type) else pa.null()
+        if not pa.types.is_fixed_size_list(kind) or kind.value_type != stored or kind.list_size < 1:
+            raise ValueError(f"column {name} is {column.type}, not lists of fixed-width lists of {stored}")
+        if not np.array_equal(column.value_lengths().to_numpy(), lengths):
+            raise ValueError(f"column {name} does not hold what its sequences score")
+        positions = column.flatten()
+        flat = positions.flatten()
+        if positions.null_count or flat.null_count:
+            raise ValueError(f"column {name} has nulls")
+        return flat.to_numpy(zero_copy_only=False).reshape(len(positions), kind.list_size).astype(dtype)
 
-    return SoftTargets(
-        matrix("ids", np.int32), matrix("logits", np.float32), matrix("tail_odds", np.float32), temperatures
+    targets = SoftTargets(
+        matrix("ids", pa.int32(), np.int32),
+        matrix("logits", pa.float16(), np.float32),
+        matrix("tail_odds", pa.float32(), np.float32),
+        temperatures,
     )
+    if targets.ids.shape != targets.logits.shape or targets.tail_odds.shape[1] != len(temperatures):
+        raise ValueError(f"columns of {targets.ids.shape[1]} ids, {targets.logits.shape[1]} logits and other odds")
+    return targets

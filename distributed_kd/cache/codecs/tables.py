@@ -23,6 +23,11 @@ from distributed_kd.cache.codecs.quantiser import Quantiser
 
 MAGIC = b"dkd-tables-1\n"
 LARGEST_BYTES = 1 << 29
+SPARE_BYTES, MOST_RATIO = 4 << 20, 64  # a file of n bytes may hold so many and n times so many
+_ARRAYS = {
+    "values", "weights", "within", "odds_mass", "tail_counts", "level_counts", "seen_ids", "type_sizes", "type_gaps",
+    "type_counts", "class_tokens", "class_of_token", "given_counts",
+}  # fmt: skip
 LARGEST_VOCABULARY = 1 << 20
 LARGEST_WIDTH = 1 << 20
 LARGEST_TYPES = 256
@@ -63,14 +68,18 @@ def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         raise ValueError("not a code table file")
     try:
         size = zstandard.frame_content_size(data[len(MAGIC) :])
-        if not 4 <= size <= LARGEST_BYTES:
-            raise ValueError(f"code tables of {size} bytes; at most {LARGEST_BYTES} are read")
-        body = zstandard.ZstdDecompressor().decompress(data[len(MAGIC) :], max_output_size=LARGEST_BYTES)
+        most = min(LARGEST_BYTES, SPARE_BYTES + MOST_RATIO * len(data))
+        if not 4 <= size <= most:
+            raise ValueError(f"{len(data)} bytes of code tables that would become {size}; at most {most} are read")
+        # The content is allocated as the frame says, which was bounded; no more is ever written.
+        body = zstandard.ZstdDecompressor().decompress(data[len(MAGIC) :], allow_extra_data=False)
         (length,) = struct.unpack_from("<I", body)
         header = json.loads(body[4 : 4 + length])
         arrays, place = {}, 4 + length
         for name, kind, shape in header.pop("arrays"):
             dtype = np.dtype(kind)
+            if name not in _ARRAYS or name in arrays:
+                raise ValueError(f"an array {str(name)[:40]} that is unknown, or there twice")
             if dtype.kind not in "iu" or any(not isinstance(side, int) or side < 0 for side in shape):
                 raise ValueError(f"array {name} is not one of whole numbers")
             count = int(np.prod([int(side) for side in shape], dtype=object))

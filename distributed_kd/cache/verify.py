@@ -1,0 +1,233 @@
+"""Whether every byte of a cache is right: digests first, then a full decode, many shards at once.
+
+A digest says that a shard is what its writer wrote; decoding it says that the writer wrote what belongs there. An
+unfinished cache is checked by its receipts, and what has none is missing. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import islice
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+
+from distributed_kd import console
+from distributed_kd.cache import codecs
+from distributed_kd.cache import shard as shards
+from distributed_kd.cache.codecs import tables as code_tables
+from distributed_kd.cache.inspect import missing_shards
+from distributed_kd.cache.manifest import TABLES_NAME, CacheManifest, Receipt, read_entries, read_tables
+from distributed_kd.cache.shard import Row
+from distributed_kd.cache.soft_targets import NO_ID
+from distributed_kd.errors import RequestError
+from distributed_kd.store.arrow import table_of
+from distributed_kd.store.filesystem import Store
+from distributed_kd.store.index import INDEX_NAME, IndexReference, ShardEntry, read_known, shard_name
+
+_BYTES_A_PROCESS = 16 << 20  # a process takes seconds to start; this is what one checks meanwhile
+_AHEAD = 4  # shards handed to each process before the first comes back
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A shard that is not good, its file, and why in one line. Files that are no shard have `shard` -1."""
+
+    shard: int
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`missing` are numbers of shards that no receipt or no file is there of; they are not among `bad`."""
+
+    shards: int
+    good: int
+    bad: list[Bad]
+    missing: list[int]
+    bytes: int
+    seconds: float
+
+    @property
+    def all_good(self) -> bool:
+        return not self.bad and not self.missing
+
+    def facts(self) -> dict[str, Any]:
+        """What `dkd verify --json` prints."""
+        rate = round(self.bytes / 1e6 / max(self.seconds, 1e-9), 3)
+        return asdict(self) | {"megabytes_per_second": rate}
+
+
+def verify(uri: str | Store, jobs: int | None = None) -> Verdict:
+    """Checks everything under `uri` with `jobs` processes (None: one a processor, where there is work for them).
+
+    Raises `RequestError` when there is no cache, or no manifest by which it could be checked.
+    """
+    store = uri if isinstance(uri, Store) else Store(uri)
+    manifest = CacheManifest.read(store)
+    if manifest is None:
+        raise RequestError(f"{store.uri} holds no cache (no manifest.json)")
+    begun = time.monotonic()
+    bad: list[Bad] = []
+    entries = listed_entries(store, manifest, bad)
+    tables_are_good = _tables_are_good(store, manifest, bad)
+    missing = missing_shards(manifest, entries)
+    bad_files = len(bad)
+    done = read = 0
+    total = sum(entry.bytes for entry in entries)
+    with console.progress("verify", total) as advance:
+        jobs = jobs or min(_processors(), 1 + total // _BYTES_A_PROCESS)
+        for entry, found in _results(store, manifest, entries, tables_are_good, jobs):
+            done, read = done + 1, read + entry.bytes
+            if found is None:
+                missing.append(entry.shard)
+            elif found:
+                bad.append(Bad(entry.shard, shard_name(entry.shard), found))
+            seconds = max(time.monotonic() - begun, 1e-9)
+            advance(read, f"{read / 1e6 / seconds:,.1f} MB/s, {done / seconds:,.1f} shards/s")
+    good = len(entries) - (len(bad) - bad_files) - (len(missing) - (manifest.shards - len(entries)))
+    bad.sort(key=lambda one: (one.shard, one.file))
+    return Verdict(manifest.shards, good, bad, sorted(missing), total, time.monotonic() - begun)
+
+
+def listed_entries(store: Store, manifest: CacheManifest, bad: list[Bad]) -> list[ShardEntry]:
+    """What the cache says its shards are: by its index, or by receipts where it has none that is good.
+
+    An index that is not good is added to `bad`.
+    """
+    if manifest.index is not None:
+        try:
+            return read_entries(store, manifest)
+        except RequestError as error:
+            bad.append(Bad(-1, INDEX_NAME, str(error)))
+    receipts = Receipt.read_good(store, manifest.fingerprint)
+    return [receipts[shard].entry for shard in sorted(receipts) if shard < manifest.shards]
+
+
+def check_shard(store: Store, manifest: CacheManifest, entry: ShardEntry, tables: bytes | None) -> list[Row]:
+    """The shard's rows, with everything about them checked that can be. Raises `RequestError` saying what is not."""
+    name = shard_name(entry.shard)
+    table = table_of(read_known(store, name, entry, "repair the cache"), f"{store.uri}/{name}")
+    if shards.codec_of(table) != manifest.codec:
+        raise RequestError(
+            f"shard {entry.shard} was written with codec {shards.codec_of(table)[:40]!r}, not {manifest.codec}"
+        )
+    rows = shards.decode(
+        table, entry.shard, manifest.fingerprint, manifest.packing == "isolate", tuple(manifest.temperatures), tables
+    )
+    positions = sum(len(row.targets) for row in rows)
+    if (len(rows), positions) != (entry.rows, entry.positions):
+        raise RequestError(
+            f"shard {entry.shard} has {len(rows)} rows and {positions} positions, "
+            f"the index says {entry.rows} and {entry.positions}"
+        )
+    for row in rows:
+        _check_row(row, manifest, entry.shard)
+    return rows
+
+
+def _check_row(row: Row, manifest: CacheManifest, shard: int) -> None:
+    targets, vocabulary = row.targets, manifest.vocabulary_size
+    where = f"shard {shard}, sequence {row.sequence.sequence_id}:"
+    input_ids = row.sequence.input_ids
+    if input_ids.min(initial=0) < 0 or input_ids.max(initial=0) >= vocabulary:
+        raise RequestError(f"{where} an input id is not of a vocabulary of {vocabulary}")
+    kept = targets.ids != NO_ID
+    if targets.ids.max(initial=0) >= vocabulary or targets.ids.min(initial=0) < NO_ID:
+        raise RequestError(f"{where} a kept id is not of a vocabulary of {vocabulary}")
+    if targets.ids.shape[1] > max(manifest.k, 1) and manifest.method == "top_k":
+        raise RequestError(f"{where} {targets.ids.shape[1]} ids are kept a position; the manifest says {manifest.k}")
+    if not (targets.logits <= 0).all() or (~kept & ~np.isneginf(targets.logits)).any():  # NaN is not below anything
+        raise RequestError(f"{where} a logit is not a number, or above the largest")
+    if not (targets.logits.max(axis=1, initial=-np.inf) == 0).all():
+        raise RequestError(f"{where} a position keeps nothing, or nothing at its largest logit")
+    if not (targets.tail_odds < np.inf).all():  # -inf is a tail of nothing; NaN is not below anything
+        raise RequestError(f"{where} tail odds are not numbers")
+    fill = -1 - np.arange(targets.ids.shape[1], dtype=np.int32)  # so that what is not kept is not the same twice
+    ordered = np.sort(np.where(kept, targets.ids, fill), axis=1)
+    if (np.diff(ordered, axis=1) == 0).any():
+        raise RequestError(f"{where} a position keeps an id twice")
+
+
+def _tables_are_good(store: Store, manifest: CacheManifest, bad: list[Bad]) -> bool:
+    """Whether shards can be decoded; why not is added to `bad`."""
+    try:
+        codec = codecs.find(manifest.codec)
+        data = read_tables(store, manifest.tables)
+        if (data is None) != (codec.build_tables is None):
+            raise RequestError(
+                f"{manifest.codec} {'needs' if data is None else 'has no'} code tables; repair the cache"
+            )
+        if data is not None:
+            code = code_tables.parse(data)
+            found = (code.width, code.vocabulary_size, list(code.temperatures))
+            if found != (manifest.k, manifest.vocabulary_size, manifest.temperatures):
+                raise RequestError(f"{TABLES_NAME} is of K, vocabulary and temperatures {found}; the manifest is not")
+    except (RequestError, ValueError) as error:
+        bad.append(Bad(-1, TABLES_NAME, str(error)))
+        return False
+    return True
+
+
+def _results(
+    store: Store, manifest: CacheManifest, entries: list[ShardEntry], decode: bool, jobs: int
+) -> Iterator[tuple[ShardEntry, str | None]]:
+    """(shard, "" where it is good, None where its file is not there, else why it is not good), as they come."""
+    check: Callable[[ShardEntry], str | None] = _Check(store, manifest, decode)
+    if jobs == 1 or len(entries) < 2:
+        for entry in entries:
+            yield entry, check(entry)
+        return
+    # Processes, since decoding holds Python's lock; not forked, since the parent may have threads.
+    with ProcessPoolExecutor(min(jobs, len(entries)), mp_context=get_context("spawn")) as pool:
+        waiting = iter(entries)
+        pending: dict[Future[str | None], ShardEntry] = {}
+        try:
+            while True:
+                for entry in islice(waiting, jobs * _AHEAD - len(pending)):
+                    pending[pool.submit(check, entry)] = entry
+                if not pending:
+                    return
+                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    yield pending.pop(future), future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class _Check:
+    """What a process does to a shard; it travels with each, and the code tables are read once a process."""
+
+    store: Store
+    manifest: CacheManifest
+    decode: bool
+
+    def __call__(self, entry: ShardEntry) -> str | None:
+        try:
+            if self.decode:
+                check_shard(self.store, self.manifest, entry, _tables(self.store.uri, self.manifest))
+            else:
+                read_known(self.store, shard_name(entry.shard), entry, "repair the cache")
+        except RequestError as error:
+            return None if isinstance(error.__cause__, FileNotFoundError) else str(error)
+        return ""
+
+
+@lru_cache(maxsize=1)
+def _tables_of(uri: str, sha256: str, size: int) -> bytes | None:
+    return read_tables(Store(uri), IndexReference(sha256, size))
+
+
+def _tables(uri: str, manifest: CacheManifest) -> bytes | None:
+    return None if manifest.tables is None else _tables_of(uri, manifest.tables.sha256, manifest.tables.bytes)
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0))
