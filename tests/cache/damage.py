@@ -20,7 +20,7 @@ from distributed_kd.errors import RequestError
 from distributed_kd.store.filesystem import Store
 from tests.cache.caches import make_cache
 
-MOST_SECONDS = 2.0
+MOST_SECONDS = 2.0  # of processor time: other work on the machine is not the reader's
 MUST_BE_NOTICED = ("manifest.json", "index.arrow", "tables.bin", "shards/")  # the rest is not read once it is finished
 
 
@@ -68,9 +68,9 @@ class Target:
         deep: also what `verify` says, which reads everything again.
         """
         with self.changed(files):
-            begun = time.perf_counter()
+            begun = time.process_time()
             found = self._read()
-            assert time.perf_counter() - begun < MOST_SECONDS, "too long"
+            assert time.process_time() - begun < MOST_SECONDS, "too long"
             if deep or not self.finished:
                 found = self._verify(files, found)
         if self.finished and any(name.startswith(MUST_BE_NOTICED) for name in files):
