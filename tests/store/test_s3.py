@@ -59,7 +59,7 @@ def test_corpus_and_workdir_in_a_bucket(
     for file in toy_corpus.iterdir():
         texts.put(file.name, file.read_bytes())
     toy_recipe["corpus"]["source"] = "s3://bucket/texts"
-    toy_recipe["workdir"] = "s3://bucket/work"
+    toy_recipe["workdir"] = "s3://bucket/job"
     toy_recipe["baseline"] = "off"
     recipe = write_recipe(tmp_path, toy_recipe)
     done = dkd("run", recipe, "--json", DKD_CACHE=str(tmp_path / "cache"), **bucket)
@@ -68,26 +68,26 @@ def test_corpus_and_workdir_in_a_bucket(
     assert report["models"]["student"]["agreement"] > 0.0
     assert "baseline" not in report["models"]
 
-    done = dkd("inspect", "s3://bucket/work/cache", "--json", **bucket)
+    done = dkd("inspect", "s3://bucket/job/cache", "--json", **bucket)
     assert json.loads(done.stdout) == report["cache"]
     done = dkd("run", recipe, DKD_CACHE=str(tmp_path / "cache"), **bucket)
     assert done.stderr.count("done already") == 4
     # The same shards as on a local disk, to the byte; and no credential in anything that was written.
-    local = {**toy_recipe, "workdir": str(tmp_path / "work")}
+    local = {**toy_recipe, "workdir": str(tmp_path / "job")}
     for stage in ("prepare", "cache"):
         assert dkd(stage, write_recipe(tmp_path, local), **bucket).returncode == 0
     there = Store("s3://bucket")
     for number in (0, 1):
-        name = f"work/cache/shards/{number:08d}.arrow"
+        name = f"job/cache/shards/{number:08d}.arrow"
         assert there.read(name) == (tmp_path / name).read_bytes()
-    for name in ("work/cache/manifest.json", "work/cache/recipe.yaml", "work/report/report.json"):
+    for name in ("job/cache/manifest.json", "job/cache/recipe.yaml", "job/report/report.json"):
         assert b"test-secret" not in there.read(name)
 
 
 def test_a_bucket_that_is_not_there_is_one_line(
     bucket: dict[str, str], toy_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
-    toy_recipe["workdir"] = "s3://no-such-bucket/work"
+    toy_recipe["workdir"] = "s3://no-such-bucket/job"
     done = dkd("prepare", write_recipe(tmp_path, toy_recipe), **bucket)
     assert done.returncode == 2
-    assert "workdir s3://no-such-bucket/work/sequences cannot be written" in said(done)
+    assert "workdir s3://no-such-bucket/job/sequences cannot be written" in said(done)

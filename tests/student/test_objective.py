@@ -16,6 +16,7 @@ from distributed_kd.errors import RequestError
 from distributed_kd.models.parts import Head
 from distributed_kd.student.objective import PositionTargets, linear_distillation_loss
 from distributed_kd.teacher.targets import top_k
+from tests.heads import record_head_rows
 
 N, D, V = 23, 12, 40
 
@@ -160,6 +161,16 @@ def test_no_position_gives_zero_and_keeps_the_graph() -> None:
     assert loss.total.item() == 0.0
     assert weight.grad is not None
     assert not weight.grad.any()
+
+
+def test_logits_exist_for_a_chunk_of_positions_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = case(7, 2.0)
+    rows = record_head_rows(monkeypatch)
+    hidden, weight = made["hidden"].clone().requires_grad_(), made["weight"].clone().requires_grad_()
+    loss = linear_distillation_loss(hidden, Head(weight), made["targets"], temperature=2.0, alpha=0.5, chunk=5)
+    loss.total.backward()
+    assert sum(rows) == N
+    assert max(rows) == 5
 
 
 def test_a_frozen_head_gets_no_gradient() -> None:

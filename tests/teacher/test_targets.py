@@ -17,6 +17,7 @@ from distributed_kd.recipe import Capture, Corpus, Targets, Teacher
 from distributed_kd.teacher.forward import TeacherForward
 from distributed_kd.teacher.targets import top_k
 from tests import toys
+from tests.heads import record_head_rows
 
 TEMPERATURES = (1.0, 2.0, 5.0, 10.0)
 
@@ -85,6 +86,16 @@ def test_capture_gives_what_the_models_own_forward_gives(toy_teacher: Path, pack
         values, ids = logits.topk(5, dim=1)
         assert soft.ids.tolist() == ids.tolist()
         np.testing.assert_allclose(soft.logits, (values - values[:, :1]).numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_logits_exist_for_a_chunk_of_positions_at_a_time(toy_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = TeacherForward(
+        Teacher(model=str(toy_teacher), dtype="float32"), Targets(k=5), Capture(batch_tokens=64, head_chunk=7)
+    )
+    rows = record_head_rows(monkeypatch)
+    teacher(sequences_of(*[list(range(2, 18))] * 4))
+    assert sum(rows) == 4 * 15
+    assert max(rows) == 7
 
 
 def test_more_ids_than_the_teacher_has_are_refused(toy_teacher: Path) -> None:
