@@ -209,10 +209,13 @@ def _replicas(recipe: Recipe, work: int) -> tuple[int, dict[str, Any]]:
     import ray
 
     available = ray.cluster_resources()
-    gpus = int(available.get("GPU", 0))
-    wanted, threads = recipe.capture.replicas, recipe.capture.threads
-    fitting = gpus or max(1, int(available.get("CPU", 1)) // threads)
-    count = min(max(1, work), wanted if isinstance(wanted, int) else fitting)
+    gpus, processors = int(available.get("GPU", 0)), int(available.get("CPU", 1))
+    wanted, threads = recipe.capture.replicas, min(recipe.capture.threads, processors)
+    # A replica that Ray has no place for would wait, with its shard, for ever.
+    fitting = gpus or processors // threads
+    if isinstance(wanted, int) and wanted > fitting:
+        console.say(f"cache: {wanted} replicas are asked for and {fitting} fit the cluster; going on with {fitting}")
+    count = min(max(1, work), wanted if isinstance(wanted, int) else fitting, fitting)
     return count, {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": threads}
 
 
