@@ -209,10 +209,15 @@ def measure_file(
 
     data, encode_seconds = timed(encode)
     _, decode_seconds = timed(decode)
+    return row_of(len(targets), len(data), encode_seconds, decode_seconds)
+
+
+def row_of(positions: int, size: int, encode_seconds: float, decode_seconds: float) -> dict[str, Any]:
+    """The row of a layout that keeps the numbers exactly and has no code tables."""
     return {
-        "bytes_per_position": len(data) / len(targets),
-        "encode_positions_per_second": len(targets) / encode_seconds,
-        "decode_positions_per_second": len(targets) / decode_seconds,
+        "bytes_per_position": size / positions,
+        "encode_positions_per_second": positions / encode_seconds,
+        "decode_positions_per_second": positions / decode_seconds,
         "kl": {},
         "tables_bytes": 0,
     }
@@ -262,13 +267,7 @@ def measure_entries(measured: Captured, targets: SoftTargets) -> dict[str, Any]:
 
     data, encode_seconds = timed(encode)
     _, decode_seconds = timed(decode)
-    return {
-        "bytes_per_position": len(data) / len(targets),
-        "encode_positions_per_second": len(targets) / encode_seconds,
-        "decode_positions_per_second": len(targets) / decode_seconds,
-        "kl": {},
-        "tables_bytes": 0,
-    }
+    return row_of(len(targets), len(data), encode_seconds, decode_seconds)
 
 
 def measure_all(sample: Captured, measured: Captured) -> list[dict[str, Any]]:

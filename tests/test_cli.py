@@ -138,6 +138,7 @@ def test_refusals_over_finished_artifacts_write_nothing_over(toy_recipe: dict[st
     assert json.loads(dkd("inspect", work / "cache", "--json").stdout) == facts
     assert "targets.k: 8, not 4" in refuses("cache", "targets.k=4")
     assert "targets.k: 8, not 4" in refuses("train", "targets.k=4")
+    assert "capture.batch_tokens: 64, not 32" in refuses("train", "capture.batch_tokens=32")
     assert "is not in targets.temperatures" in refuses("train", "objective.temperature=3")
 
     line = refuses("train", f"student.model={other}")

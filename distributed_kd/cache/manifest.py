@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
 from distributed_kd.errors import RequestError
+from distributed_kd.recipe import Recipe
 from distributed_kd.store.digest import seal, sha256, unseal
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import MAXIMUM_SHARDS, IndexReference, ShardEntry, check_entry, read_index, read_known
@@ -47,6 +48,11 @@ class CacheManifest(Manifest):
     bytes_by_part: dict[str, int] | None = None
     mean_kept_mass: float | None = None
 
+    @property
+    def teacher_identity(self) -> dict[str, str]:
+        """Of the files of the teacher it was captured from, which may be gone."""
+        return {key: self.made_from["teacher"][key] for key in ("config_sha256", "weights_sha256")}
+
 
 def read_entries(store: Store, manifest: CacheManifest) -> list[ShardEntry]:
     """The index of a finished cache, one entry a shard in order. Raises `RequestError` when it is not good."""
@@ -57,6 +63,21 @@ def read_entries(store: Store, manifest: CacheManifest) -> list[ShardEntry]:
             f"{store.uri}: the index lists {len(entries)} shards, the manifest has {manifest.shards}; repair the cache"
         )
     return entries
+
+
+# What a shard's bytes depend on; how many replicas there are, and where, is not among it.
+_IN_FINGERPRINT = {"batch_tokens", "head_chunk", "threads", "codec", "table_positions"}
+
+
+def made_from_of(recipe: Recipe, sequences: str, teacher: dict[str, str]) -> dict[str, Any]:
+    """What a cache of this recipe is made from: the sequences' fingerprint, the identity of the teacher's files."""
+    spec = recipe.teachers[0]
+    return {
+        "sequences": sequences,
+        "teacher": {"model": spec.model, "revision": spec.revision, "dtype": spec.dtype, **teacher},
+        "targets": recipe.targets.model_dump(mode="json"),
+        "capture": recipe.capture.model_dump(mode="json", include=_IN_FINGERPRINT),
+    }
 
 
 def put_tables(store: Store, data: bytes) -> IndexReference:

@@ -6,10 +6,10 @@ The teacher is not loaded here, and need not be on disk.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from distributed_kd import cache, console
 from distributed_kd.cache.manifest import FOLDER as CACHE_FOLDER
+from distributed_kd.cache.manifest import made_from_of
 from distributed_kd.cache.reader import LogitCache
 from distributed_kd.corpus.sequences import Sequences
 from distributed_kd.errors import RequestError
@@ -18,7 +18,6 @@ from distributed_kd.models.config import load_config, longest_sequence
 from distributed_kd.models.locate import cache_folder
 from distributed_kd.models.tokenizer import load_tokenizer, tokenizer_sha256
 from distributed_kd.recipe import Recipe, dump
-from distributed_kd.store.digest import differences
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.manifest import refuse_other
 from distributed_kd.student import artifact
@@ -51,19 +50,8 @@ def train(recipe: Recipe) -> None:
 def _refuse_other_cache(recipe: Recipe, logits: LogitCache, workdir: Store) -> None:
     """The cache must be this recipe's; the teacher's files are not asked, since they may be gone."""
     sequences = Sequences.open(workdir)
-    found = logits.manifest.made_from
-    wanted: dict[str, Any] = {
-        **found,
-        "sequences": sequences.manifest.fingerprint,
-        "targets": recipe.targets.model_dump(mode="json"),
-        "teacher": {**found["teacher"], **recipe.teachers[0].model_dump(include={"model", "revision", "dtype"})},
-    }
-    lines = differences(found, wanted)
-    if lines:
-        raise RequestError(
-            f"{logits.store.uri} is another recipe's cache ({'; '.join(lines[:6])}); "
-            f"choose another `workdir`, or delete that folder to capture again"
-        )
+    wanted = made_from_of(recipe, sequences.manifest.fingerprint, logits.manifest.teacher_identity)
+    refuse_other(logits.manifest, wanted, logits.store, "a cache")
 
 
 def _refuse_what_does_not_fit(recipe: Recipe, logits: LogitCache, processes: int) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from distributed_kd import console
 from distributed_kd.cache import codecs
 from distributed_kd.cache import shard as shards
-from distributed_kd.cache.manifest import FOLDER, CacheManifest, Receipt, put_tables, read_tables, totals
+from distributed_kd.cache.manifest import FOLDER, CacheManifest, Receipt, made_from_of, put_tables, read_tables, totals
 from distributed_kd.cache.shard import Row
 from distributed_kd.cache.soft_targets import SoftTargets
 from distributed_kd.corpus.sequences import Sequence, Sequences
@@ -36,9 +36,6 @@ from distributed_kd.store.manifest import Run, peak_memory_bytes, refuse_other
 if TYPE_CHECKING:
     from distributed_kd.teacher.forward import TeacherForward
 
-# What a shard's bytes depend on; how many replicas there are, and where, is not among it.
-_IN_FINGERPRINT = {"batch_tokens", "head_chunk", "threads", "codec", "table_positions"}
-
 # Bytes a kept id and a position take in the simple codec, measured at K = 64 on text; only to refuse a full disk.
 _BYTES_A_KEPT_ID = 2.5
 _BYTES_A_POSITION = 8.0
@@ -55,7 +52,7 @@ def capture(recipe: Recipe) -> CacheManifest:
     sequences = Sequences.open(workdir)
     entries = sequences.shards("train")
     found = CacheManifest.read(store)
-    made_from = made_from_of(recipe, sequences, teacher_identity(recipe, found))
+    made_from = made_from_of(recipe, sequences.manifest.fingerprint, teacher_identity(recipe, found))
     if found is not None:
         refuse_other(found, made_from, store, "a cache")
         if found.index is not None:
@@ -94,17 +91,6 @@ def commit(store: Store, manifest: CacheManifest, receipts: dict[int, Receipt]) 
     return committed
 
 
-def made_from_of(recipe: Recipe, sequences: Sequences, teacher: dict[str, str]) -> dict[str, Any]:
-    """What a cache of this recipe is made from; `teacher` is the identity of the model's files."""
-    spec = recipe.teachers[0]
-    return {
-        "sequences": sequences.manifest.fingerprint,
-        "teacher": {"model": spec.model, "revision": spec.revision, "dtype": spec.dtype, **teacher},
-        "targets": recipe.targets.model_dump(mode="json"),
-        "capture": recipe.capture.model_dump(mode="json", include=_IN_FINGERPRINT),
-    }
-
-
 def teacher_identity(recipe: Recipe, found: CacheManifest | None) -> dict[str, str]:
     """Of the teacher's files; of the finished cache where the teacher is no longer on disk."""
     spec = recipe.teachers[0]
@@ -113,7 +99,7 @@ def teacher_identity(recipe: Recipe, found: CacheManifest | None) -> dict[str, s
     except RequestError:
         if found is None or found.index is None:
             raise
-        return {key: found.made_from["teacher"][key] for key in ("config_sha256", "weights_sha256")}
+        return found.teacher_identity
 
 
 def _new_manifest(recipe: Recipe, sequences: Sequences, made_from: dict[str, Any], shard_count: int) -> CacheManifest:
