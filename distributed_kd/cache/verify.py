@@ -142,7 +142,7 @@ def _check_row(row: Row, manifest: CacheManifest, shard: int) -> None:
     kept = targets.ids != NO_ID
     if targets.ids.max(initial=0) >= vocabulary or targets.ids.min(initial=0) < NO_ID:
         raise RequestError(f"{where} a kept id is not of a vocabulary of {vocabulary}")
-    if targets.ids.shape[1] > max(manifest.k, 1) and manifest.method == "top_k":
+    if targets.ids.shape[1] > manifest.k:
         raise RequestError(f"{where} {targets.ids.shape[1]} ids are kept a position; the manifest says {manifest.k}")
     if not (targets.logits <= 0).all() or (~kept & ~np.isneginf(targets.logits)).any():  # NaN is not below anything
         raise RequestError(f"{where} a logit is not a number, or above the largest")
@@ -150,6 +150,10 @@ def _check_row(row: Row, manifest: CacheManifest, shard: int) -> None:
         raise RequestError(f"{where} a position keeps nothing, or nothing at its largest logit")
     if not (targets.tail_odds < np.inf).all():  # -inf is a tail of nothing; NaN is not below anything
         raise RequestError(f"{where} tail odds are not numbers")
+    if targets.log_p is not None:
+        log_p, is_kept = targets.log_p, np.broadcast_to(kept[:, None], targets.log_p.shape)
+        if not (log_p < np.inf).all() or not np.isneginf(log_p[~is_kept]).all():
+            raise RequestError(f"{where} a log-probability is not a number, or is of an id that is not kept")
     fill = -1 - np.arange(targets.ids.shape[1], dtype=np.int32)  # so that what is not kept is not the same twice
     ordered = np.sort(np.where(kept, targets.ids, fill), axis=1)
     if (np.diff(ordered, axis=1) == 0).any():

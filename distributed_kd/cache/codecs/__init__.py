@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from distributed_kd.cache.codecs import compact, plain
+from distributed_kd.cache.codecs import compact, dense, plain
 from distributed_kd.cache.codecs.columns import Encoded
 from distributed_kd.cache.soft_targets import SoftTargets
 from distributed_kd.errors import RequestError
@@ -35,6 +35,7 @@ class Codec:
 
 _CODECS = {
     plain.NAME: Codec(plain.NAME, plain.encode, plain.decode),
+    dense.NAME: Codec(dense.NAME, dense.encode, dense.decode),
     compact.NAME: Codec(compact.NAME, compact.encode, compact.decode, compact.build_tables),
 }
 

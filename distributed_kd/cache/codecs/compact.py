@@ -42,6 +42,8 @@ def encode(targets: SoftTargets, lengths: np.ndarray, tokens: np.ndarray, tables
     tokens: [N] the token at each position. Raises `ValueError` for targets that do not fit the tables.
     """
     code = _parsed(tables)
+    if targets.log_p is not None:
+        raise ValueError("log-probabilities that are not those of one set of logits are not kept; plain-1 keeps them")
     rows = _Rows.of(targets, tokens, code)
     ends = np.cumsum([0, *lengths])
     if ends[-1] != len(targets) or len(tokens) != len(targets):

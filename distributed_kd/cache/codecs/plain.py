@@ -1,10 +1,13 @@
 """plain-1: ids as int32, logits as float16, tail odds as float32, left to Arrow's zstd.
 
 Simple, lossless in the ids, within 2^-11 of each relative logit; about 200 bytes a position at K = 64. Anything
-that opens Arrow files can read it without this package.
+that opens Arrow files can read it without this package. Where log-probabilities of each temperature are given, they
+are a column of float32 more.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +32,9 @@ def encode(targets: SoftTargets, lengths: np.ndarray, tokens: np.ndarray, tables
         "logits": column(targets.logits.astype(np.float16), pa.float16()),
         "tail_odds": column(targets.tail_odds, pa.float32()),
     }
-    return Encoded(columns, {"ids": "ids", "logits": "levels", "tail_odds": "tail"})
+    if targets.log_p is not None:
+        columns["log_p"] = column(targets.log_p.reshape(len(targets), -1), pa.float32())
+    return Encoded(columns, {"ids": "ids", "logits": "levels", "log_p": "levels", "tail_odds": "tail"})
 
 
 def decode(
@@ -60,6 +65,12 @@ def decode(
         matrix("tail_odds", pa.float32(), np.float32),
         temperatures,
     )
+    positions, width = targets.ids.shape
     if targets.ids.shape != targets.logits.shape or targets.tail_odds.shape[1] != len(temperatures):
-        raise ValueError(f"columns of {targets.ids.shape[1]} ids, {targets.logits.shape[1]} logits and other odds")
-    return targets
+        raise ValueError(f"columns of {width} ids, {targets.logits.shape[1]} logits and other odds")
+    if "log_p" not in columns:
+        return targets
+    log_p = matrix("log_p", pa.float32(), np.float32)
+    if log_p.shape[1] != len(temperatures) * width:
+        raise ValueError(f"{log_p.shape[1]} log-probabilities for {width} ids at {len(temperatures)} temperatures")
+    return replace(targets, log_p=log_p.reshape(positions, len(temperatures), width))
