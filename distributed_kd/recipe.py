@@ -73,13 +73,51 @@ class Teacher(Section):
 
 
 class Targets(Section):
-    method: Literal["top_k", "top_p", "sample", "full"] = "top_k"
-    k: Positive = Field(64, description="ids kept for a position")
-    p: float | None = Field(None, gt=0.0, le=1.0)
-    draws: Positive | None = None
+    method: Literal["top_k", "top_p", "sample", "full"] = Field(
+        "top_k",
+        description="top_k: the k most probable ids; top_p: the most probable ones that hold p together, at most k; "
+        "sample: ids drawn by their probability, with their counts; full: every id, for small vocabularies",
+    )
+    k: Positive = Field(64, description="top_k, top_p: ids kept for a position, at most")
+    p: float | None = Field(None, gt=0.0, le=1.0, description="top_p: mass that the kept ids reach at T = 1")
+    draws: Positive | None = Field(None, description="sample: ids drawn for a position, with replacement")
+    draw_temperature: float | None = Field(
+        None, gt=0.0, description="sample: temperature that ids are drawn at; the first of `temperatures` if not given"
+    )
+    seed: int = Field(0, description="sample: another seed draws other ids")
     temperatures: list[Annotated[float, Field(gt=0.0)]] = Field(
         [1.0], min_length=1, description="temperatures at which the tail mass is kept exactly"
     )
+
+    @model_validator(mode="after")
+    def _method_has_its_keys(self) -> Targets:
+        for key, method in (("p", "top_p"), ("draws", "sample"), ("draw_temperature", "sample")):
+            if self.method == method and key != "draw_temperature" and getattr(self, key) is None:
+                raise ValueError(f"method {method} needs `{key}`")
+            if self.method != method and getattr(self, key) is not None:
+                raise ValueError(f"`{key}` goes with method {method}, not with {self.method}")
+        return self
+
+    @property
+    def drawn_at(self) -> float:
+        return self.temperatures[0] if self.draw_temperature is None else self.draw_temperature
+
+    @property
+    def are_weighted(self) -> bool:
+        """Whether ids are drawn at another temperature than one of those listed, and so carry importance weights."""
+        return self.method == "sample" and self.temperatures != [self.drawn_at]
+
+    def keeps(self, vocabulary: int) -> int:
+        """Ids kept for a position at most, of so many."""
+        if self.method == "full":
+            return vocabulary
+        return min(self.draws, vocabulary) if self.draws is not None else self.k
+
+    def made_from(self) -> dict[str, Any]:
+        """What decides which targets are kept: the keys of the method alone."""
+        own = {"top_k": {"k"}, "top_p": {"k", "p"}, "sample": {"draws", "seed"}, "full": set()}
+        keys = self.model_dump(mode="json", include={"method", "temperatures"} | own[self.method])
+        return keys | ({"draw_temperature": self.drawn_at} if self.method == "sample" else {})
 
 
 class Capture(Section):
@@ -91,8 +129,10 @@ class Capture(Section):
     )
     batch_tokens: Positive = Field(4096, description="tokens in one teacher forward, at most (one sequence at least)")
     head_chunk: Positive = Field(256, description="positions whose logits exist at once")
-    codec: Literal["plain-1", "compact-1"] = Field(
-        "plain-1", description="plain-1: what any Arrow reader opens; compact-1: a third of the bytes"
+    codec: Literal["plain-1", "compact-1", "dense-1"] = Field(
+        "plain-1",
+        description="plain-1: what any Arrow reader opens; compact-1: a third of the bytes; "
+        "dense-1: a byte an id, for targets.method full",
     )
     table_positions: Positive = Field(
         65_536, description="compact-1: positions in the sample that its code tables are made from, about"
@@ -203,12 +243,25 @@ class Recipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _codec_keeps_the_targets(self) -> Recipe:
+        codec, method = self.capture.codec, self.targets.method
+        if codec == "dense-1" and method != "full":
+            raise ValueError(f"capture.codec dense-1 goes with targets.method full, not {method}; choose compact-1")
+        if codec == "compact-1" and method == "full":
+            raise ValueError("capture.codec compact-1 is for targets of few ids; choose dense-1 with method full")
+        if codec == "compact-1" and self.targets.are_weighted:
+            raise ValueError(
+                f"capture.codec compact-1 keeps counts, and ids drawn at T = {self.targets.drawn_at:g} for "
+                f"{[float(t) for t in self.targets.temperatures]} carry weights; choose plain-1, or list one "
+                "temperature and draw at it"
+            )
+        return self
+
     def refuse_what_is_not_built(self) -> None:
         """Raises `RequestError` for values that the design names and this version does not carry."""
         if self.corpus.task != "causal_lm":
             raise not_yet(f"corpus.task: {self.corpus.task}", "causal_lm is")
-        if self.targets.method != "top_k":
-            raise not_yet(f"targets.method: {self.targets.method}", "top_k is")
         if self.objective.divergence != "forward_kl":
             raise not_yet(f"objective.divergence: {self.objective.divergence}", "forward_kl is")
         if self.trainer.follow:

@@ -60,7 +60,10 @@ def changed(key: str, value: Any) -> dict[str, Any]:
         ("trainer.micro_batch", 5, "global_batch 32 is not a multiple of micro_batch 5"),
         ("corpus.validation_fraction", 2, "corpus.validation_fraction: input should be less than or equal to 1"),
         ("corpus.task", "chat", "corpus.task: chat is not available yet"),
-        ("targets.method", "sample", "targets.method: sample is not available yet"),
+        ("targets.method", "sample", "targets: method sample needs `draws`"),
+        ("targets.method", "top_p", "targets: method top_p needs `p`"),
+        ("targets.p", 0.9, "targets: `p` goes with method top_p, not with top_k"),
+        ("capture.codec", "dense-1", "capture.codec dense-1 goes with targets.method full, not top_k"),
         ("objective.divergence", "jsd", "objective.divergence: jsd is not available yet"),
         ("student.init", "teacher_layers", "student: init: teacher_layers needs `layers`"),
     ],
@@ -70,6 +73,31 @@ def test_what_is_wrong_is_one_line(key: str, value: Any, said: str) -> None:
         parse(changed(key, value))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("targets", "codec", "said"),
+    [
+        ({"method": "full"}, "compact-1", "compact-1 is for targets of few ids; choose dense-1"),
+        ({"method": "sample", "draws": 9, "temperatures": [1, 2]}, "compact-1", "ids drawn at T = 1 for [1.0, 2.0]"),
+        ({"method": "sample", "draws": 9, "draw_temperature": 2}, "compact-1", "ids drawn at T = 2 for [1.0]"),
+        ({"method": "sample", "draws": 9}, "dense-1", "dense-1 goes with targets.method full, not sample"),
+    ],
+)
+def test_a_codec_that_does_not_keep_the_targets_is_refused(targets: dict[str, Any], codec: str, said: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse(MINIMAL | {"targets": targets, "capture": {"codec": codec}})
+    assert said in str(caught.value)
+
+
+def test_what_a_cache_is_made_from_names_the_keys_of_its_method_alone() -> None:
+    def named(**targets: Any) -> set[str]:
+        return set(parse(MINIMAL | {"targets": targets}).targets.made_from())
+
+    assert named(k=9) == {"method", "k", "temperatures"}
+    assert named(method="top_p", p=0.9) == {"method", "k", "p", "temperatures"}
+    assert named(method="sample", draws=9) == {"method", "draws", "draw_temperature", "seed", "temperatures"}
+    assert named(method="full") == {"method", "temperatures"}
 
 
 def test_a_missing_key_is_named() -> None:

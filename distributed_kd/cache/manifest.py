@@ -75,7 +75,7 @@ def made_from_of(recipe: Recipe, sequences: str, teacher: dict[str, str]) -> dic
     return {
         "sequences": sequences,
         "teacher": {"model": spec.model, "revision": spec.revision, "dtype": spec.dtype, **teacher},
-        "targets": recipe.targets.model_dump(mode="json"),
+        "targets": recipe.targets.made_from(),
         "capture": recipe.capture.model_dump(mode="json", include=_IN_FINGERPRINT),
     }
 

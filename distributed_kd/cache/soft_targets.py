@@ -64,7 +64,7 @@ class SoftTargets:
 
     @staticmethod
     def concatenate(parts: list[SoftTargets]) -> SoftTargets:
-        """Rows of all parts in order; parts must be of one kind and one list of temperatures, narrower ones are filled."""
+        """Rows of all parts in order; parts must be of one kind, at the same temperatures; narrower ones are filled."""
         width = max(part.ids.shape[1] for part in parts)
 
         def fill(array: np.ndarray, value: float) -> np.ndarray:

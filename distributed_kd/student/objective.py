@@ -2,7 +2,9 @@
 
 Hinton, Vinyals and Dean (2015). The same T on both sides of the KL, T = 1 for the hard labels; alpha = 1 never
 reads the labels. The tail is one more outcome on both sides, so targets are not renormalised and the KL cannot be
-negative; the student's tail is a logsumexp over the ids that are not kept.
+negative; the student's tail is a logsumexp over the ids that are not kept. Targets that sum to 1 only in the mean over
+draws (ids drawn at another temperature) have a generalised KL, sum p log(p / q) - sum p + sum q: its gradient in the
+logits is linear in p, so its mean over draws is that of the whole distribution, and it is not negative either.
 
 `linear_distillation_loss(impl=...)`: `chunked` forms the gradients of hidden states and head in the same pass as
 the loss, `chunk` positions at a time, so that [N, V] never exists; `reference` is dense autograd in float64.
@@ -152,20 +154,21 @@ def _logit_gradient(
 
     At T = 1 one pass serves both terms. With E_j = exp(z_j - m), m the largest logit that is not kept, L_t and L
     the logsumexps over ids not kept and over all:
-        not kept:  E_j * (exp(m - L) - alpha * p_tail * exp(m - L_t))
-        kept:      q_j - alpha * p_j
+        not kept:  E_j * (c * exp(m - L) - alpha * p_tail * exp(m - L_t))
+        kept:      c * q_j - alpha * p_j
         label:     less 1 - alpha
+    where c = 1 - alpha + alpha * sum p, which is 1 but for targets drawn at another temperature.
     """
     hard = alpha < 1.0
     at_label = logits.gather(1, targets.labels[:, None]).squeeze(1) if hard else None
     if temperature == 1.0:
         soft = _SoftPass(logits, targets)
-        grad = soft.gradient(alpha, with_softmax=1.0)
+        grad = soft.gradient(alpha, with_softmax=1.0 - alpha)
         cross_entropy = (soft.log_total - at_label).sum() if at_label is not None else soft.kl.new_zeros(())
     else:
         soft = _SoftPass(logits / temperature, targets)
         # alpha T^2 from the loss, 1/T from the chain rule.
-        grad = soft.gradient(alpha * temperature, with_softmax=alpha * temperature)
+        grad = soft.gradient(alpha * temperature, with_softmax=0.0)
         cross_entropy = soft.kl.new_zeros(())
         if at_label is not None:
             log_total = logits.logsumexp(dim=1)
@@ -194,11 +197,13 @@ class _SoftPass:
         log_tail = largest + self.exponentials.sum(dim=1).log()
         self.log_total = torch.logaddexp(log_tail, at_kept.logsumexp(dim=1))
 
-        # A student that has no other id than the kept ones has no tail to give the teacher's tail to: what is
-        # comparable is the distribution over the kept ids.
+        # A student that has no other id than the kept ones has no tail to give the teacher's tail to: the kept ids
+        # share it in proportion.
         no_tail = log_tail == -torch.inf
         log_p_tail = targets.log_p_tail.masked_fill(no_tail, -torch.inf)
-        log_p = torch.where(no_tail[:, None], targets.log_p.log_softmax(dim=1), targets.log_p)
+        log_kept = targets.log_p.logsumexp(dim=1)
+        whole = torch.where(no_tail, torch.logaddexp(log_kept, targets.log_p_tail) - log_kept, 0.0)
+        log_p = targets.log_p + whole[:, None]
 
         log_q = at_kept - self.log_total[:, None]
         log_q_tail = log_tail - self.log_total
@@ -206,14 +211,20 @@ class _SoftPass:
         p_tail = log_p_tail.exp()
         self.kl = torch.where(counts, self.p * (log_p - log_q), 0.0).sum(dim=1)
         self.kl += torch.where(p_tail > 0.0, p_tail * (log_p_tail - log_q_tail), 0.0)
+        self.total = self.p.sum(dim=1) + p_tail
+        self.kl += 1.0 - self.total
         self.q = log_q.exp()
         self.to_softmax = (largest - self.log_total).exp()
         self.to_tail = torch.where(p_tail > 0.0, p_tail * (largest - log_tail).exp(), 0.0)
 
     def gradient(self, weight: float, with_softmax: float) -> Tensor:
-        """with_softmax * q - weight * (p, the tail's share spread by the student's own tail): [n, V]."""
-        grad = self.exponentials.mul_((with_softmax * self.to_softmax - weight * self.to_tail)[:, None])
-        return grad.scatter_add_(1, self.places, with_softmax * self.q - weight * self.p)
+        """[n, V]: weight times the gradient of the KL, and with_softmax * q for what else has it.
+
+        The KL's is sum p * q - p, the tail's p spread by the student's own tail.
+        """
+        share = with_softmax + weight * self.total
+        grad = self.exponentials.mul_((share * self.to_softmax - weight * self.to_tail)[:, None])
+        return grad.scatter_add_(1, self.places, share[:, None] * self.q - weight * self.p)
 
 
 def _reference(hidden: Tensor, head: Head, targets: PositionTargets, temperature: float, alpha: float) -> Loss:
@@ -228,11 +239,14 @@ def _reference(hidden: Tensor, head: Head, targets: PositionTargets, temperature
     log_q_tail = log_q.masked_fill(kept[:, :-1], -torch.inf).logsumexp(dim=1)
     no_tail = kept[:, :-1].all(dim=1)
     log_p_kept = targets.log_p.double()
-    log_p_kept = torch.where(no_tail[:, None], log_p_kept.log_softmax(dim=1), log_p_kept)
+    log_kept = log_p_kept.logsumexp(dim=1)
+    whole = torch.logaddexp(log_kept, targets.log_p_tail.double()) - log_kept
+    log_p_kept = torch.where(no_tail[:, None], log_p_kept + whole[:, None], log_p_kept)
     p_kept, p_tail = log_p_kept.exp(), targets.log_p_tail.double().exp().masked_fill(no_tail, 0.0)
     log_q_kept = log_q.gather(1, places.clamp(max=vocabulary - 1))
     kl = torch.where(p_kept > 0.0, p_kept * (log_p_kept - log_q_kept), 0.0).sum()
     kl = kl + torch.where(p_tail > 0.0, p_tail * (targets.log_p_tail.double() - log_q_tail), 0.0).sum()
+    kl = kl + (1.0 - p_kept.sum(dim=1) - p_tail).sum()
     total = alpha * temperature**2 * kl
     if alpha == 1.0:
         return Loss(total, torch.full_like(kl, torch.nan), kl.detach())

@@ -62,7 +62,7 @@ def capture(recipe: Recipe) -> CacheManifest:
     else:
         manifest = _new_manifest(recipe, sequences, made_from, len(entries))
         store.check_writable()
-        _refuse_full_disk(store, recipe, sum(entry.positions for entry in entries))
+        _refuse_full_disk(store, recipe, manifest.k, sum(entry.positions for entry in entries))
         store.put("recipe.yaml", dump(recipe).encode())
 
     receipts = Receipt.read_all(store, manifest.fingerprint)
@@ -106,7 +106,7 @@ def _new_manifest(recipe: Recipe, sequences: Sequences, made_from: dict[str, Any
     spec = recipe.teachers[0]
     folder = locate(spec.model, spec.revision)
     vocabulary = vocabulary_size(load_config(folder))
-    if recipe.targets.k > vocabulary:
+    if recipe.targets.keeps(vocabulary) > vocabulary:
         raise RequestError(f"targets.k {recipe.targets.k} is more than the {vocabulary} ids of teacher {spec.model}")
     teacher_tokenizer = tokenizer_sha256(load_tokenizer(folder))
     own = sequences.manifest.tokenizer
@@ -125,20 +125,20 @@ def _new_manifest(recipe: Recipe, sequences: Sequences, made_from: dict[str, Any
         vocabulary_size=vocabulary,
         packing=sequences.manifest.packing,
         method=recipe.targets.method,
-        k=recipe.targets.k,
+        k=recipe.targets.keeps(vocabulary),
         temperatures=recipe.targets.temperatures,
         shards=shard_count,
         index=None,
     )
 
 
-def _refuse_full_disk(store: Store, recipe: Recipe, positions: int) -> None:
-    planned = int(positions * (recipe.targets.k * _BYTES_A_KEPT_ID + _BYTES_A_POSITION))
+def _refuse_full_disk(store: Store, recipe: Recipe, k: int, positions: int) -> None:
+    planned = int(positions * (k * _BYTES_A_KEPT_ID + _BYTES_A_POSITION))
     free = store.free_bytes()
     if free is not None and free < planned:
         raise RequestError(
             f"workdir {recipe.workdir} has {free / 1e9:.2f} GB free and the cache needs about {planned / 1e9:.2f} GB "
-            f"({positions:,} positions at K = {recipe.targets.k}); free some, or choose another `workdir` or K"
+            f"({positions:,} positions at K = {k}); free some, or choose another `workdir` or K"
         )
 
 
@@ -234,7 +234,10 @@ class Replica:
         sample = self._sample(train_shards, self.recipe.capture.table_positions)
         targets = SoftTargets.concatenate(self.teacher(sample))
         tokens = np.concatenate([sequence.input_ids[sequence.loss_mask] for sequence in sample])
-        data = build(targets, tokens, self.teacher.vocabulary_size, 0)
+        try:
+            data = build(targets, tokens, self.teacher.vocabulary_size, self.recipe.targets.draws or 0)
+        except ValueError as error:
+            raise RequestError(f"no code tables of {self.recipe.capture.codec} for these targets: {error}") from error
         if known is not None and (len(data), sha256(data)) != (known.bytes, known.sha256):
             raise WorkError(
                 f"the code tables made here are not those that {self.store.uri} was written with (another device or "

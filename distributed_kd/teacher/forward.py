@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from distributed_kd.cache.soft_targets import SoftTargets
+from distributed_kd.cache.soft_targets import NO_ID, SoftTargets
 from distributed_kd.corpus.batch import by_tokens, collate
 from distributed_kd.corpus.sequences import Sequence
 from distributed_kd.errors import RequestError, WorkError
@@ -19,7 +19,7 @@ from distributed_kd.models import parts
 from distributed_kd.models.load import choose_device, load_causal_lm, resolve_dtype
 from distributed_kd.models.locate import locate
 from distributed_kd.recipe import Capture, Targets, Teacher
-from distributed_kd.teacher.targets import choose
+from distributed_kd.teacher.targets import choose, numbers_of
 
 
 class TeacherForward:
@@ -35,7 +35,7 @@ class TeacherForward:
         self._body = parts.body_of(model)
         self._head = parts.head_of(model)
         self.vocabulary_size = self._head.weight.shape[0]
-        if targets.k > self.vocabulary_size:
+        if targets.keeps(self.vocabulary_size) > self.vocabulary_size:
             raise RequestError(f"targets.k {targets.k} is more than the teacher's {self.vocabulary_size} ids")
 
     @torch.inference_mode()
@@ -48,17 +48,31 @@ class TeacherForward:
                 torch.from_numpy(batch.input_ids).to(self.device), torch.from_numpy(batch.position_ids).to(self.device)
             )
             scored = hidden[torch.from_numpy(batch.loss_mask).to(self.device)]  # [positions, D]
-            chunks = [
-                choose(self._head.logits(chunk).float(), self.targets)
-                for chunk in scored.split(self.capture.head_chunk)
-            ]
-            flat = SoftTargets.concatenate(chunks)
+            numbers = self._numbers(group)
+            size = self.capture.head_chunk
+            flat = SoftTargets.concatenate(
+                [
+                    choose(
+                        self._head.logits(scored[begin : begin + size]).float(),
+                        self.targets,
+                        None if numbers is None else numbers[begin : begin + size],
+                    )
+                    for begin in range(0, len(scored), size)
+                ]
+            )
             ends = np.cumsum([0] + [sequence.positions for sequence in group])
             rows += [flat[begin:end] for begin, end in pairwise(ends)]
         for sequence, targets in zip(sequences, rows, strict=True):
-            if not (np.isfinite(targets.logits).all() and not np.isnan(targets.tail_odds).any()):
+            finite = np.isfinite(targets.logits) | (targets.ids == NO_ID)
+            if not finite.all() or np.isnan(targets.tail_odds).any():
                 raise WorkError(
                     f"the teacher gave a number that is not finite for sequence {sequence.sequence_id}; "
                     f"try teachers.0.dtype=float32"
                 )
         return rows
+
+    def _numbers(self, group: list[Sequence]) -> np.ndarray | None:
+        """[positions, D] of a group's scored positions, row by row; None where nothing is drawn."""
+        numbers = [numbers_of(self.targets, sequence.sequence_id, sequence.positions) for sequence in group]
+        drawn = [own for own in numbers if own is not None]
+        return np.concatenate(drawn) if drawn else None

@@ -1,38 +1,120 @@
 """Choosing what to keep of a teacher's distribution: one function for each target method.
 
-Shapes: n positions of a chunk, V vocabulary, K kept ids, G temperatures.
+    top_k   the k most probable ids: most of the mass in the fewest bytes; what is not kept is one outcome, the tail
+    top_p   as many of them as hold p together at T = 1 (at most k): fewer where the teacher is certain
+    sample  ids drawn by their probability, kept with their counts: the mean over draws is the whole distribution, tail
+            included (Anshumann et al., "Sparse Logit Sampling", ACL 2025), where a top-k teacher has no opinion on it
+    full    every id, for vocabularies of hundreds
+
+Shapes: n positions of a chunk, V vocabulary, K kept ids, G temperatures, D draws.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from distributed_kd.cache.soft_targets import SoftTargets
+from distributed_kd.cache.soft_targets import NO_ID, SoftTargets
 from distributed_kd.recipe import Targets
+from distributed_kd.store.digest import fingerprint
 
 
-def choose(logits: Tensor, targets: Targets) -> SoftTargets:
-    """[n, V] float32 logits, which are overwritten, to the soft targets of the recipe's method."""
-    return top_k(logits, targets.k, tuple(targets.temperatures))
+def choose(logits: Tensor, targets: Targets, numbers: np.ndarray | None = None) -> SoftTargets:
+    """[n, V] float32 logits, which are overwritten, to the soft targets of the recipe's method.
+
+    numbers: [n, D] what `sample` draws by (see `numbers_of`).
+    """
+    temperatures = tuple(targets.temperatures)
+    if targets.method == "full":
+        return full(logits, temperatures)
+    if targets.method == "sample":
+        assert numbers is not None
+        return sample(logits, numbers, temperatures, targets.drawn_at)
+    return top_k(logits, targets.k, temperatures, 1.0 if targets.p is None else targets.p)
 
 
-def top_k(logits: Tensor, k: int, temperatures: tuple[float, ...]) -> SoftTargets:
-    """The k most probable ids, and the tail's odds at each temperature. `logits` [n, V] is overwritten.
+def top_k(logits: Tensor, k: int, temperatures: tuple[float, ...], p: float = 1.0) -> SoftTargets:
+    """The k most probable ids, of these as many as hold p at T = 1, and the tail's odds at each temperature.
 
-    The tail is a logsumexp over the ids that are not kept; 1 - mass would cancel.
+    `logits` [n, V] is overwritten. The tail is a logsumexp over the ids that are not kept; 1 - mass would cancel.
     """
     values, ids = torch.topk(logits, k, dim=1)
     relative = values - values[:, :1]
-    rest = logits.sub_(values[:, :1]).scatter_(1, ids, -torch.inf)
+    logits.sub_(values[:, :1])
+    dropped = torch.zeros_like(ids, dtype=torch.bool)
+    if p < 1.0:
+        mass = (relative - torch.logsumexp(logits, dim=1, keepdim=True)).exp()
+        dropped = mass.cumsum(dim=1) - mass >= p  # those before it hold p already
+    rest = logits.scatter_(1, ids, relative.masked_fill(~dropped, -torch.inf))
+    ids, relative = ids.masked_fill(dropped, NO_ID), relative.masked_fill(dropped, -torch.inf)
     odds = [
         torch.logsumexp(rest / temperature if temperature != 1.0 else rest, dim=1)
         - torch.logsumexp(relative / temperature, dim=1)
         for temperature in temperatures
     ]
+    return SoftTargets(_array(ids.to(torch.int32)), _array(relative), _array(torch.stack(odds, dim=1)), temperatures)
+
+
+def full(logits: Tensor, temperatures: tuple[float, ...]) -> SoftTargets:
+    """Every id, rising; no tail. `logits` [n, V] is overwritten."""
+    positions, vocabulary = logits.shape
+    logits.sub_(logits.amax(dim=1, keepdim=True))
+    ids = np.broadcast_to(np.arange(vocabulary, dtype=np.int32), (positions, vocabulary))
+    return SoftTargets(ids, _array(logits), _no_tail(positions, temperatures), temperatures)
+
+
+def sample(logits: Tensor, numbers: np.ndarray, temperatures: tuple[float, ...], drawn_at: float) -> SoftTargets:
+    """The ids that `numbers` [n, D], uniform in [0, 1), draw from p at temperature `drawn_at`, with their counts.
+
+    The estimate of p_T(i) is count_i / D * p_T(i) / p_drawn_at(i): its mean over draws is p_T(i) at every id, so the
+    mean gradient of a KL with these targets is that of the whole distribution. Where T is `drawn_at` the weight is 1;
+    other temperatures get a `log_p` of their own. K = min(D, V). `logits` [n, V] is overwritten.
+    """
+    logits.sub_(logits.amax(dim=1, keepdim=True))
+    cumulative = torch.cumsum((logits.double() / drawn_at).exp_(), dim=1)
+    # In (0, total]: the first id whose sum reaches the number then has a probability above 0.
+    reached = (1.0 - torch.from_numpy(numbers).to(logits.device)) * cumulative[:, -1:]
+    drawn = torch.searchsorted(cumulative, reached).sort(dim=1).values
+    ids, counts = (array[:, : logits.shape[1]] for array in _run_lengths(drawn))
+    shares = drawn_at * (counts / counts[:, :1]).log()
+    log_p = None
+    if temperatures != (drawn_at,):
+        at_drawn = logits.gather(1, ids.clamp(min=0)).double()
+        log_counts = (counts / drawn.shape[1]).log() - (at_drawn / drawn_at - cumulative[:, -1:].log())
+        estimates = [log_counts + at_drawn / t - torch.logsumexp(logits / t, 1, keepdim=True) for t in temperatures]
+        log_p = _array(torch.stack([own.masked_fill(ids < 0, -torch.inf) for own in estimates], dim=1).float())
     return SoftTargets(
-        ids.to(torch.int32).cpu().numpy(),
-        relative.cpu().numpy(),
-        torch.stack(odds, dim=1).cpu().numpy(),
-        temperatures,
+        _array(ids.to(torch.int32)), _array(shares.float()), _no_tail(len(drawn), temperatures), temperatures, log_p
     )
+
+
+def numbers_of(targets: Targets, sequence_id: int, positions: int) -> np.ndarray | None:
+    """[positions, D] float64 in [0, 1) for `sample`, None for the others.
+
+    A function of the recipe's seed and the sequence alone: however batches are formed, a sequence draws the same ids.
+    """
+    if targets.draws is None:
+        return None
+    key = int(fingerprint({"seed": targets.seed, "sequence": sequence_id})[:32], 16)
+    raw = np.random.Philox(key=key).random_raw(positions * targets.draws)
+    return (raw >> np.uint64(11)).reshape(positions, targets.draws) * 2.0**-53
+
+
+def _run_lengths(drawn: Tensor) -> tuple[Tensor, Tensor]:
+    """[n, D] rising ids -> (each once [n, D], the most frequent first, then NO_ID; how often, 0 there)."""
+    is_first = torch.ones_like(drawn, dtype=torch.bool)
+    is_first[:, 1:] = drawn[:, 1:] != drawn[:, :-1]
+    place = is_first.cumsum(dim=1) - 1
+    counts = torch.zeros_like(drawn).scatter_add_(1, place, torch.ones_like(drawn))
+    ids = torch.full_like(drawn, NO_ID).scatter_(1, place, drawn)
+    order = torch.argsort(counts, dim=1, descending=True, stable=True)
+    return ids.gather(1, order), counts.gather(1, order)
+
+
+def _no_tail(positions: int, temperatures: tuple[float, ...]) -> np.ndarray:
+    return np.full((positions, len(temperatures)), -np.inf, np.float32)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.cpu().numpy()

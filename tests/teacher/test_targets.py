@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from distributed_kd.corpus.sequences import Sequence
 from distributed_kd.errors import RequestError, WorkError
 from distributed_kd.recipe import Capture, Corpus, Targets, Teacher
 from distributed_kd.teacher.forward import TeacherForward
-from distributed_kd.teacher.targets import top_k
+from distributed_kd.teacher.targets import full, sample, top_k
 from tests import toys
 from tests.heads import record_head_rows
 
@@ -109,3 +111,96 @@ def test_a_number_that_is_not_finite_is_refused_by_sequence(toy_teacher: Path) -
     teacher._body = lambda *inputs: body(*inputs) * torch.nan
     with pytest.raises(WorkError, match="not finite for sequence -1"):
         teacher(sequences_of([3, 4, 5]))
+
+
+@given(st.floats(0.05, 1.0), st.integers(1, 40), st.integers(0, 2**31), st.floats(0.1, 20.0))
+def test_top_p_keeps_the_fewest_ids_that_hold_p(p: float, k: int, seed: int, spread: float) -> None:
+    logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(seed)) * spread
+    soft = top_k(logits.clone(), k, TEMPERATURES, p)
+    whole = logits.double().softmax(dim=1).numpy()
+    for row, exact in enumerate(whole):
+        kept = soft.ids[row][soft.ids[row] >= 0]
+        falling = np.sort(exact)[::-1]
+        before = np.cumsum(falling) - falling
+        assert abs(len(kept) - min(k, int((before < p).sum()))) <= (1 if np.isclose(before, p, atol=1e-6).any() else 0)
+        assert (soft.ids[row, len(kept) :] == -1).all()
+        assert np.isneginf(soft.logits[row, len(kept) :]).all()
+    for temperature in TEMPERATURES:
+        log_p, log_p_tail = soft.log_probabilities(temperature)
+        at = (logits.double() / temperature).softmax(dim=1).numpy()
+        is_kept = soft.ids >= 0
+        exact = np.where(is_kept, np.take_along_axis(at, np.maximum(soft.ids, 0).astype(np.int64), axis=1), 0.0)
+        np.testing.assert_allclose(np.exp(log_p), exact, rtol=2e-5, atol=1e-30)
+        dropped = np.array([np.delete(at[row], soft.ids[row][is_kept[row]]).sum() for row in range(5)])
+        np.testing.assert_allclose(np.exp(log_p_tail), dropped, rtol=2e-5, atol=1e-30)
+
+
+@given(st.integers(0, 2**31), st.floats(0.1, 20.0))
+def test_full_is_the_whole_distribution_at_any_temperature(seed: int, spread: float) -> None:
+    logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(seed)) * spread
+    soft = full(logits.clone(), TEMPERATURES)
+    assert (soft.ids == np.arange(40)).all()
+    for temperature in TEMPERATURES:
+        log_p, log_p_tail = soft.log_probabilities(temperature)
+        assert np.isneginf(log_p_tail).all()
+        exact = (logits.double() / temperature).log_softmax(dim=1).numpy()
+        np.testing.assert_allclose(log_p, exact, rtol=1e-5, atol=1e-5)
+
+
+def numbers(rows: int, draws: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).random((rows, draws))
+
+
+@given(st.integers(1, 60), st.integers(0, 2**31), st.floats(0.1, 20.0), st.sampled_from([(1.0,), (1.0, 4.0), (2.0,)]))
+def test_drawn_ids_carry_their_counts_and_weights(draws: int, seed: int, spread: float, listed: Any) -> None:
+    logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(seed)) * spread
+    soft = sample(logits.clone(), numbers(5, draws, seed), listed, drawn_at=1.0)
+    assert soft.ids.shape == (5, min(draws, 40))
+    assert np.isneginf(soft.tail_odds).all()
+    kept = soft.ids >= 0
+    shares = np.exp(soft.logits.astype(np.float64))
+    counts = shares / shares.sum(axis=1, keepdims=True) * draws
+    np.testing.assert_allclose(counts, np.rint(counts), atol=1e-3)
+    assert (np.rint(counts)[kept] >= 1).all()
+    assert (np.rint(counts[:, :-1]) >= np.rint(counts[:, 1:])).all()
+    for row in range(5):
+        assert len(set(soft.ids[row][kept[row]])) == kept[row].sum()
+    assert (soft.log_p is None) == (listed == (1.0,))
+    drawn = np.take_along_axis(logits.double().log_softmax(1).numpy(), np.maximum(soft.ids, 0).astype(np.int64), 1)
+    for temperature in listed:
+        at = (logits.double() / temperature).log_softmax(dim=1).numpy()
+        at = np.take_along_axis(at, np.maximum(soft.ids, 0).astype(np.int64), axis=1)
+        exact = np.log(np.maximum(np.rint(counts), 1) / draws) + at - drawn
+        found = soft.log_probabilities(temperature)[0]
+        np.testing.assert_allclose(found[kept], exact[kept], rtol=1e-4, atol=1e-4)
+        assert np.isneginf(found[~kept]).all()
+
+
+def test_an_id_of_probability_zero_is_never_drawn() -> None:
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]])
+    edges = np.array([[0.0, 0.5, np.nextafter(0.5, 0), np.nextafter(1.0, 0)]])
+    assert sorted(sample(logits.clone(), edges, (1.0,), 1.0).ids[0].tolist()) == [-1, -1, 1, 3]
+
+
+def test_what_a_sequence_draws_depends_on_the_seed_and_on_itself_alone(toy_teacher: Path) -> None:
+    """However batches and chunks are formed, and in whichever order; another seed draws other ids."""
+    random = np.random.default_rng(0)
+    sequences = [
+        dataclasses.replace(sequence, sequence_id=number)
+        for number, sequence in enumerate(sequences_of(*[random.integers(2, 60, 16).tolist() for _ in range(5)]))
+    ]
+
+    def drawn(order: list[Sequence], batch_tokens: int, head_chunk: int, seed: int) -> list[list[list[int]]]:
+        teacher = TeacherForward(
+            Teacher(model=str(toy_teacher), dtype="float32"),
+            Targets(method="sample", draws=9, seed=seed),
+            Capture(batch_tokens=batch_tokens, head_chunk=head_chunk),
+        )
+        return [soft.ids.tolist() for soft in teacher(order)]
+
+    first = drawn(sequences, 64, 7, seed=0)
+    assert drawn(sequences, 16, 50, seed=0) == first
+    assert drawn(sequences[::-1], 64, 7, seed=0)[::-1] == first
+    other = drawn(sequences, 64, 7, seed=1)
+    assert other != first
+    assert first[0] != first[1]

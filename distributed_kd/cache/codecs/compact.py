@@ -3,7 +3,7 @@
 Three byte strings a sequence, each decodable without its neighbours: `tail` (tail odds), `levels` (how probable the
 kept ids are) and `ids`. Ids are exact; probabilities are rounded so that the KL this adds stays within 3e-4 nat a
 position on data like the sample that the code tables were made from (see `quantiser.py`). A drawn id's count is exact:
-drawn targets are ids with logits log(count / largest count) and tail odds -inf.
+drawn targets are ids with logits T * log(count / largest count), T being the only temperature, and tail odds -inf.
 
 Within a row, decoded ids stand by falling level, the most probable one first; equal levels have no order. An id of
 probability 0 (logit -inf) is not kept: it decodes as `NO_ID`.

@@ -23,7 +23,7 @@ _LARGEST_RANGE = 65_504.0  # float16's largest
 
 def encode(targets: SoftTargets, lengths: np.ndarray, tokens: np.ndarray, tables: bytes | None = None) -> Encoded:
     """[N, V] targets that keep all ids, rising, to two columns. Raises `ValueError` for others."""
-    positions, vocabulary = targets.ids.shape
+    vocabulary = targets.ids.shape[1]
     if not (targets.ids == np.arange(vocabulary)).all() or not np.isneginf(targets.tail_odds).all():
         raise ValueError(f"{NAME} keeps all ids of a vocabulary, in rising order, and no tail")
     if targets.log_p is not None:

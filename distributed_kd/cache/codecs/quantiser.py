@@ -50,7 +50,7 @@ class Quantiser:
         if (~(targets.logits < np.inf) & kept).any():
             raise ValueError("logits that are not finite numbers cannot be cached")
         if self.draws:
-            return _counts(targets, kept, self.draws)
+            return _counts(targets, kept, self.draws, targets.temperatures[self.reference])
         odds = targets.tail_odds[:, self.reference]
         if np.isnan(odds).any():
             raise ValueError("tail odds that are not numbers cannot be cached")
@@ -67,12 +67,12 @@ class Quantiser:
         return np.where(steps == NO_TAIL, 1 << MASS_BITS, self.odds_mass[entry].astype(np.int64))
 
 
-def of_draws(draws: int) -> Quantiser:
-    """Levels for `draws` drawn ids a position. Raises `ValueError` when there are too many."""
+def of_draws(draws: int, temperature: float) -> Quantiser:
+    """Levels for `draws` ids drawn at `temperature`. Raises `ValueError` when there are too many."""
     if not 1 <= draws <= HIGHEST_LEVEL:
         raise ValueError(f"{draws} draws a position cannot be cached; at most {HIGHEST_LEVEL} can")
     counts = np.arange(draws + 1)
-    values = np.rint(np.log(np.maximum(counts, 1)) * (1 << VALUE_BITS)).astype(np.int32)
+    values = np.rint(temperature * np.log(np.maximum(counts, 1)) * (1 << VALUE_BITS)).astype(np.int32)
     weights = counts.astype(np.int64) * ((1 << MASS_BITS) // draws)
     return _with_tables(0, 1.0, 1.0, draws, min(DENSE_LEVELS - 1, draws), values, weights)
 
@@ -161,7 +161,9 @@ def _kl(
         scaled -= scaled.max(axis=1, keepdims=True, initial=-1e300)
         total = np.where(kept, np.exp(scaled), 0.0).sum(axis=1, keepdims=True)
         decoded = scaled - np.log(np.maximum(total, 1e-300)) + np.log(np.maximum(p.sum(axis=1, keepdims=True), 1e-300))
-        worst = max(worst, float((p * np.where(p > 0, exact - decoded, 0.0)).sum(axis=1).mean()))
+        worst = max(
+            worst, float((p * (np.where(p > 0, exact, 0.0) - np.where(p > 0, decoded, 0.0))).sum(axis=1).mean())
+        )
     return worst
 
 
@@ -171,9 +173,9 @@ def _entropy(values: np.ndarray) -> float:
     return float(-(shares * np.log2(shares)).sum())
 
 
-def _counts(targets: SoftTargets, kept: np.ndarray, draws: int) -> np.ndarray:
+def _counts(targets: SoftTargets, kept: np.ndarray, draws: int, temperature: float) -> np.ndarray:
     """[N, K] how often each id was drawn. Raises `ValueError` where logits are not those of `draws` draws."""
-    shares = np.where(kept, np.exp(np.where(kept, targets.logits, 0.0).astype(np.float64)), 0.0)
+    shares = np.where(kept, np.exp(np.where(kept, targets.logits, 0.0).astype(np.float64) / temperature), 0.0)
     shares /= np.maximum(shares.sum(axis=1, keepdims=True), 1e-300)
     counts = np.rint(shares * draws).astype(np.int32)
     if ((counts < 1) & kept).any() or (counts.sum(axis=1) != draws).any():

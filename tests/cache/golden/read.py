@@ -1,6 +1,6 @@
 """Reads a golden cache by docs/cache-format.md with pyarrow, zstandard and numpy alone, and compares it to its numbers.
 
-python -I tests/cache/golden/read.py CODEC
+python -I tests/cache/golden/read.py NAME
 """
 
 import hashlib
@@ -27,17 +27,32 @@ def canonical(value):
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def main(codec):
-    folder = FOLDER / codec
+def read_plain(row):
+    """(ids, logits, odds) of each position, what fills it left out."""
+    for ids, logits, odds in zip(row["ids"], row["logits"], row["tail_odds"], strict=True):
+        count = len(ids) - ids.count(-1)
+        assert all(i >= 0 for i in ids[:count]) and all(z == -np.inf for z in logits[count:])
+        yield ids[:count], logits[:count], odds
+
+
+def read_dense(row, temperatures):
+    for levels, span in zip(row["levels"], row["ranges"], strict=True):
+        squares = (np.array(levels, np.float32) / np.float32(255)) ** 2
+        yield list(range(len(levels))), -(np.float32(span) * squares), [-np.inf] * temperatures
+
+
+def main(name):
+    folder = FOLDER / name
     manifest = json.loads((folder / "manifest.json").read_bytes())
     assert hashlib.sha256(canonical(manifest["made_from"])).hexdigest() == manifest["fingerprint"]
     assert manifest.pop("sha256") == hashlib.sha256(canonical(manifest)).hexdigest()
-    assert (manifest["format"], manifest["version"], manifest["codec"]) == ("dkd-cache", 1, codec)
+    codec = manifest["codec"]
+    assert (manifest["format"], manifest["version"]) == ("dkd-cache", 1) and name.startswith(codec)
     index = pa.ipc.open_file(known(folder / "index.arrow", manifest["index"])).read_all().to_pylist()
     assert [entry["shard"] for entry in index] == list(range(manifest["shards"]))
     tables = Tables(known(folder / "tables.bin", manifest["tables"])) if manifest["tables"] else None
 
-    expected = np.load(FOLDER / f"{codec}.npz")
+    expected = np.load(FOLDER / f"{name}.npz")
     place, scored, ends = 0, 0, np.cumsum([0, *expected["lengths"]])
     for entry in index:
         shard = pa.ipc.open_file(known(folder / "shards" / f"{entry['shard']:08d}.arrow", entry)).read_all()
@@ -55,8 +70,13 @@ def main(codec):
             tokens = [token for token, scores in zip(row["input_ids"], row["loss_mask"], strict=True) if scores]
             if codec == "compact-1":
                 read = read_sequence(row, tokens, tables)
+            elif codec == "dense-1":
+                read = list(read_dense(row, len(manifest["temperatures"])))
             else:
-                read = list(zip(row["ids"], row["logits"], row["tail_odds"], strict=True))
+                read = list(read_plain(row))
+            if "log_p" in expected:
+                found = np.array(row["log_p"], np.float32).ravel()
+                assert np.array_equal(found, expected["log_p"][scored : scored + len(tokens)].ravel())
             assert len(read) == len(tokens)
             for ids, logits, odds in read:
                 kept = expected["ids"][scored] >= 0
