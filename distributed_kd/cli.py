@@ -119,9 +119,27 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False,
 
 
 @app.command()
-def audit(cache: str, as_json: Json = False, debug: Debug = False) -> None:
-    """How far the cached targets are from the teacher's full distribution."""
-    raise not_yet("dkd audit", "`dkd inspect` tells the kept mass")
+def audit(
+    cache: Annotated[str, typer.Argument(metavar="CACHE")],
+    teacher: Annotated[str | None, typer.Option(help="where the teacher is, if it has moved")] = None,
+    positions: Annotated[int, typer.Option(min=1, help="positions to compare, about")] = 4096,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """How far the cached targets are from the teacher's full distribution, and what other choices would cost."""
+    from distributed_kd.teacher.audit import audit as audit_cache
+
+    _begin(as_json)
+    facts = audit_cache(cache, teacher, positions)
+    if as_json:
+        _show(facts, as_json)
+        return
+    from rich.console import Console
+
+    from distributed_kd.console import results
+    from distributed_kd.teacher.audit_table import audit_table
+
+    Console(file=results()).print(audit_table(facts))
 
 
 @app.command()

@@ -6,10 +6,12 @@ the logits that exist at once are [head_chunk, V], never [B, S, V].
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from distributed_kd.cache.soft_targets import NO_ID, SoftTargets
 from distributed_kd.corpus.batch import by_tokens, collate
@@ -43,23 +45,13 @@ class TeacherForward:
         """The targets of each sequence's scored positions, [positions, K] each."""
         rows = []
         for group in by_tokens(sequences, self.capture.batch_tokens):
-            batch = collate(group)
-            hidden = self._body(
-                torch.from_numpy(batch.input_ids).to(self.device), torch.from_numpy(batch.position_ids).to(self.device)
-            )
-            scored = hidden[torch.from_numpy(batch.loss_mask).to(self.device)]  # [positions, D]
             numbers = self._numbers(group)
-            size = self.capture.head_chunk
-            flat = SoftTargets.concatenate(
-                [
-                    choose(
-                        self._head.logits(scored[begin : begin + size]).float(),
-                        self.targets,
-                        None if numbers is None else numbers[begin : begin + size],
-                    )
-                    for begin in range(0, len(scored), size)
-                ]
-            )
+            chunks, begin = [], 0
+            for logits in self.logits(group):
+                end = begin + len(logits)
+                chunks.append(choose(logits, self.targets, None if numbers is None else numbers[begin:end]))
+                begin = end
+            flat = SoftTargets.concatenate(chunks)
             ends = np.cumsum([0] + [sequence.positions for sequence in group])
             rows += [flat[begin:end] for begin, end in pairwise(ends)]
         for sequence, targets in zip(sequences, rows, strict=True):
@@ -70,6 +62,17 @@ class TeacherForward:
                     f"try teachers.0.dtype=float32"
                 )
         return rows
+
+    @torch.inference_mode()
+    def logits(self, group: list[Sequence]) -> Iterator[Tensor]:
+        """[n, V] float32 logits of a batch's scored positions, row by row, `head_chunk` of them at a time."""
+        batch = collate(group)
+        hidden = self._body(
+            torch.from_numpy(batch.input_ids).to(self.device), torch.from_numpy(batch.position_ids).to(self.device)
+        )
+        scored = hidden[torch.from_numpy(batch.loss_mask).to(self.device)]  # [positions, D]
+        for chunk in scored.split(self.capture.head_chunk):
+            yield self._head.logits(chunk).float()
 
     def _numbers(self, group: list[Sequence]) -> np.ndarray | None:
         """[positions, D] of a group's scored positions, row by row; None where nothing is drawn."""
