@@ -115,7 +115,7 @@ def table_of_rows(rows: list[Row], manifest: CacheManifest) -> pa.Table:
 
 
 def _write(cache: LogitCache, file: Any) -> int:
-    total = sum(entry.positions for entry in cache.entries)
+    total = int(cache.entries.positions.sum())
     rows = 0
     with (
         pq.ParquetWriter(file, schema_of(cache.manifest), compression="zstd") as writer,

@@ -13,7 +13,7 @@ from distributed_kd.cache.manifest import CacheManifest, read_entries, read_tabl
 from distributed_kd.cache.shard import Row
 from distributed_kd.errors import RequestError
 from distributed_kd.store.filesystem import Store
-from distributed_kd.store.index import ShardEntry, read_shard, shard_name
+from distributed_kd.store.index import ShardIndex, read_shard, shard_name
 
 _SHARDS_HELD = 4
 
@@ -21,14 +21,12 @@ _SHARDS_HELD = 4
 class LogitCache:
     """A finished cache: `len(cache)` sequences, `cache[i]` a `Row`, every byte checked against its digest when read."""
 
-    def __init__(
-        self, store: Store, manifest: CacheManifest, entries: list[ShardEntry], tables: bytes | None = None
-    ) -> None:
+    def __init__(self, store: Store, manifest: CacheManifest, entries: ShardIndex, tables: bytes | None = None) -> None:
         self.store = store
         self.manifest = manifest
         self.entries = entries
         self.tables = tables
-        self._ends = np.cumsum([0] + [entry.rows for entry in entries])
+        self._ends = np.concatenate([[0], np.cumsum(entries.rows)])
         self._table = lru_cache(_SHARDS_HELD)(self._read_table)
 
     def __len__(self) -> int:

@@ -29,7 +29,7 @@ from distributed_kd.cache.soft_targets import NO_ID
 from distributed_kd.errors import RequestError
 from distributed_kd.store.arrow import table_of
 from distributed_kd.store.filesystem import Store
-from distributed_kd.store.index import INDEX_NAME, IndexReference, ShardEntry, read_known, shard_name
+from distributed_kd.store.index import INDEX_NAME, IndexReference, ShardEntry, ShardIndex, read_known, shard_name
 
 _BYTES_A_PROCESS = 16 << 20  # a process takes seconds to start; this is what one checks meanwhile
 _AHEAD = 4  # shards handed to each process before the first comes back
@@ -81,7 +81,7 @@ def verify(uri: str | Store, jobs: int | None = None) -> Verdict:
     missing = missing_shards(manifest, entries)
     bad_files = len(bad)
     done = read = 0
-    total = sum(entry.bytes for entry in entries)
+    total = int(entries.bytes.sum())
     with console.progress("verify", total) as advance:
         jobs = jobs or min(_processors(), 1 + total // _BYTES_A_PROCESS)
         for entry, found in _results(store, manifest, entries, tables_are_good, jobs):
@@ -97,7 +97,7 @@ def verify(uri: str | Store, jobs: int | None = None) -> Verdict:
     return Verdict(manifest.shards, good, bad, sorted(missing), total, time.monotonic() - begun)
 
 
-def listed_entries(store: Store, manifest: CacheManifest, bad: list[Bad]) -> list[ShardEntry]:
+def listed_entries(store: Store, manifest: CacheManifest, bad: list[Bad]) -> ShardIndex:
     """What the cache says its shards are: by its index, or by receipts where it has none that is good.
 
     An index that is not good is added to `bad`.
@@ -108,7 +108,7 @@ def listed_entries(store: Store, manifest: CacheManifest, bad: list[Bad]) -> lis
         except RequestError as error:
             bad.append(Bad(-1, INDEX_NAME, str(error)))
     receipts = Receipt.read_good(store, manifest.fingerprint)
-    return [receipts[shard].entry for shard in sorted(receipts) if shard < manifest.shards]
+    return ShardIndex.of(receipt.entry for shard, receipt in receipts.items() if shard < manifest.shards)
 
 
 def check_shard(store: Store, manifest: CacheManifest, entry: ShardEntry, tables: bytes | None) -> list[Row]:
@@ -177,7 +177,7 @@ def _tables_are_good(store: Store, manifest: CacheManifest, bad: list[Bad]) -> b
 
 
 def _results(
-    store: Store, manifest: CacheManifest, entries: list[ShardEntry], decode: bool, jobs: int
+    store: Store, manifest: CacheManifest, entries: ShardIndex, decode: bool, jobs: int
 ) -> Iterator[tuple[ShardEntry, str | None]]:
     """(shard, "" where it is good, None where its file is not there, else why it is not good), as they come."""
     check: Callable[[ShardEntry], str | None] = _Check(store, manifest, decode)

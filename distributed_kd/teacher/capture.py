@@ -30,7 +30,7 @@ from distributed_kd.models.tokenizer import load_tokenizer, tokenizer_sha256
 from distributed_kd.recipe import Recipe, dump
 from distributed_kd.store.digest import fingerprint, sha256
 from distributed_kd.store.filesystem import Store
-from distributed_kd.store.index import IndexReference, ShardEntry, put_index, shard_name
+from distributed_kd.store.index import IndexReference, ShardEntry, ShardIndex, put_index, shard_name
 from distributed_kd.store.manifest import Run, peak_memory_bytes, refuse_other
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _refuse_full_disk(store: Store, recipe: Recipe, positions: int) -> None:
 def compute(
     recipe: Recipe,
     manifest: CacheManifest,
-    entries: list[ShardEntry],
+    entries: ShardIndex,
     missing: list[ShardEntry],
     receipts: dict[int, Receipt],
     *,
