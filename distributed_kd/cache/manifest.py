@@ -20,6 +20,7 @@ from distributed_kd.store.digest import seal, sha256, unseal
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import (
     MAXIMUM_SHARDS,
+    SHARDS,
     IndexReference,
     ShardEntry,
     ShardIndex,
@@ -86,6 +87,11 @@ def made_from_of(recipe: Recipe, sequences: str, teacher: dict[str, str]) -> dic
         "targets": recipe.targets.model_dump(mode="json"),
         "capture": recipe.capture.model_dump(mode="json", include=_IN_FINGERPRINT),
     }
+
+
+def remove_leftovers(store: Store) -> None:
+    """Removes what killed writers of a cache's files left; called where a cache is finished or repaired."""
+    store.remove_leftovers("", SHARDS, RECEIPTS)
 
 
 def put_tables(store: Store, data: bytes) -> IndexReference:

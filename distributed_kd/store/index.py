@@ -21,6 +21,7 @@ from distributed_kd.store.digest import sha256
 from distributed_kd.store.filesystem import Store
 
 INDEX_NAME = "index.arrow"
+SHARDS = "shards"
 
 # An artifact is untrusted input: what it says of itself is held to these before anything is read or allocated.
 MAXIMUM_SHARDS = 1 << 22
@@ -108,7 +109,7 @@ class IndexReference:
 
 
 def shard_name(shard: int) -> str:
-    return f"shards/{shard:08d}.arrow"
+    return f"{SHARDS}/{shard:08d}.arrow"
 
 
 def put_index(store: Store, entries: Iterable[ShardEntry]) -> IndexReference:

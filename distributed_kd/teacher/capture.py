@@ -18,7 +18,16 @@ import numpy as np
 from distributed_kd import console
 from distributed_kd.cache import codecs
 from distributed_kd.cache import shard as shards
-from distributed_kd.cache.manifest import FOLDER, CacheManifest, Receipt, made_from_of, put_tables, read_tables, totals
+from distributed_kd.cache.manifest import (
+    FOLDER,
+    CacheManifest,
+    Receipt,
+    made_from_of,
+    put_tables,
+    read_tables,
+    remove_leftovers,
+    totals,
+)
 from distributed_kd.cache.shard import Row
 from distributed_kd.cache.soft_targets import SoftTargets
 from distributed_kd.corpus.sequences import Sequence, Sequences
@@ -79,6 +88,7 @@ def capture(recipe: Recipe) -> CacheManifest:
 
 def commit(store: Store, manifest: CacheManifest, receipts: dict[int, Receipt]) -> CacheManifest:
     """Writes the index of all shards from their receipts, then the manifest that names it: the cache is finished."""
+    remove_leftovers(store)
     parts, kept_mass = totals(list(receipts.values()))
     committed = manifest.model_copy(
         update={
