@@ -20,14 +20,13 @@ import numpy as np
 
 from distributed_kd import console
 from distributed_kd.cache import codecs
-from distributed_kd.cache import shard as shards
 from distributed_kd.cache.codecs import tables as code_tables
 from distributed_kd.cache.inspect import missing_shards
 from distributed_kd.cache.manifest import TABLES_NAME, CacheManifest, Receipt, read_entries, read_tables
+from distributed_kd.cache.reader import read_rows
 from distributed_kd.cache.shard import Row
 from distributed_kd.cache.soft_targets import NO_ID
 from distributed_kd.errors import RequestError
-from distributed_kd.store.arrow import table_of
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import INDEX_NAME, IndexReference, ShardEntry, ShardIndex, read_known, shard_name
 
@@ -111,26 +110,13 @@ def listed_entries(store: Store, manifest: CacheManifest, bad: list[Bad]) -> Sha
     return ShardIndex.of(receipt.entry for shard, receipt in receipts.items() if shard < manifest.shards)
 
 
-def check_shard(store: Store, manifest: CacheManifest, entry: ShardEntry, tables: bytes | None) -> list[Row]:
-    """The shard's rows, with everything about them checked that can be. Raises `RequestError` saying what is not."""
-    name = shard_name(entry.shard)
-    table = table_of(read_known(store, name, entry, "repair the cache"), f"{store.uri}/{name}")
-    if shards.codec_of(table) != manifest.codec:
-        raise RequestError(
-            f"shard {entry.shard} was written with codec {shards.codec_of(table)[:40]!r}, not {manifest.codec}"
-        )
-    rows = shards.decode(
-        table, entry.shard, manifest.fingerprint, manifest.packing == "isolate", tuple(manifest.temperatures), tables
-    )
-    positions = sum(len(row.targets) for row in rows)
-    if (len(rows), positions) != (entry.rows, entry.positions):
-        raise RequestError(
-            f"shard {entry.shard} has {len(rows)} rows and {positions} positions, "
-            f"the index says {entry.rows} and {entry.positions}"
-        )
-    for row in rows:
+def check_shard(store: Store, manifest: CacheManifest, entry: ShardEntry, tables: bytes | None) -> None:
+    """Reads the shard as any reader does, then checks what its writer can have got wrong behind a right digest.
+
+    Raises `RequestError` saying what is not good.
+    """
+    for row in read_rows(store, manifest, entry, tables):
         _check_row(row, manifest, entry.shard)
-    return rows
 
 
 def _check_row(row: Row, manifest: CacheManifest, shard: int) -> None:

@@ -167,12 +167,10 @@ def put_shard(store: Store, shard: int, table: pa.Table, positions: int) -> Shar
     return ShardEntry(shard, table.num_rows, positions, len(data), sha256(data))
 
 
-def read_shard(store: Store, entry: ShardEntry) -> pa.Table:
-    """The shard's table, once its bytes match the index. Raises `RequestError` naming the file otherwise."""
+def read_shard(store: Store, entry: ShardEntry, remedy: str = "make the artifact again") -> pa.Table:
+    """The shard's table, once its bytes match the index. Raises `RequestError` naming the file, and the remedy."""
     name = shard_name(entry.shard)
-    return table_of(
-        read_known(store, name, entry, "repair the cache, or make the artifact again"), f"{store.uri}/{name}"
-    )
+    return table_of(read_known(store, name, entry, remedy), f"{store.uri}/{name}")
 
 
 def read_known(store: Store, name: str, known: ShardEntry | IndexReference, remedy: str) -> bytes:
