@@ -31,7 +31,7 @@ from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import INDEX_NAME, IndexReference, ShardEntry, ShardIndex, read_known, shard_name
 
 _BYTES_A_PROCESS = 16 << 20  # a process takes seconds to start; this is what one checks meanwhile
-_AHEAD = 4  # shards handed to each process before the first comes back
+_AHEAD = 2  # shards that each other process has: one to check, one for when it is done while this process is not
 
 
 @dataclass(frozen=True)
@@ -171,17 +171,22 @@ def _results(
         for entry in entries:
             yield entry, check(entry)
         return
-    # Processes, since decoding holds Python's lock; not forked, since the parent may have threads.
-    with ProcessPoolExecutor(min(jobs, len(entries)), mp_context=get_context("spawn")) as pool:
+    # Processes, since decoding holds Python's lock; not forked, since the parent may have threads. This process is one
+    # of them: each other one spends a second of processor time on its imports before its first shard.
+    others = min(jobs, len(entries)) - 1
+    with ProcessPoolExecutor(others, mp_context=get_context("spawn")) as pool:
         waiting = iter(entries)
         pending: dict[Future[str | None], ShardEntry] = {}
         try:
             while True:
-                for entry in islice(waiting, jobs * _AHEAD - len(pending)):
+                own = next(waiting, None)
+                for entry in islice(waiting, others * _AHEAD - len(pending)):
                     pending[pool.submit(check, entry)] = entry
-                if not pending:
+                if own is not None:
+                    yield own, check(own)
+                elif not pending:
                     return
-                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                for future in wait(pending, None if own is None else 0, return_when=FIRST_COMPLETED).done:
                     yield pending.pop(future), future.result()
         finally:
             pool.shutdown(cancel_futures=True)
