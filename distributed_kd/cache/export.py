@@ -15,8 +15,6 @@ Parquet's own metadata names the cache under `dkd.fingerprint`, `dkd.teacher` an
 
 from __future__ import annotations
 
-import os
-import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from distributed_kd.cache.shard import Row
 from distributed_kd.cache.soft_targets import NO_ID, SoftTargets
 from distributed_kd.errors import RequestError
 from distributed_kd.store.filesystem import Store
+from distributed_kd.store.whole import whole_file
 
 FORMATS = ("parquet",)
 
@@ -57,15 +56,8 @@ def export(uri: str | Store, out: str, kind: str = "parquet") -> Exported:
     if "://" in out or path.is_dir() or not path.absolute().parent.is_dir():
         raise RequestError(f"--out {out} is not the path of a file in a folder that is there")
     cache = open_cache(uri)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            rows = _write(cache, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(str(path.absolute())) as file:
+        rows = _write(cache, file)
     return Exported(str(path), rows, path.stat().st_size)
 
 
@@ -115,7 +107,7 @@ def table_of_rows(rows: list[Row], manifest: CacheManifest) -> pa.Table:
 
 
 def _write(cache: LogitCache, file: Any) -> int:
-    total = sum(entry.positions for entry in cache.entries)
+    total = int(cache.entries.positions.sum())
     rows = 0
     with (
         pq.ParquetWriter(file, schema_of(cache.manifest), compression="zstd") as writer,

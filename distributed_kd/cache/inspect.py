@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from distributed_kd.cache.manifest import CacheManifest, Receipt, read_entries, totals
 from distributed_kd.errors import RequestError
 from distributed_kd.store.filesystem import Store
-from distributed_kd.store.index import ShardEntry
+from distributed_kd.store.index import ShardIndex
 
 
-def missing_shards(manifest: CacheManifest, entries: list[ShardEntry]) -> list[int]:
+def missing_shards(manifest: CacheManifest, entries: ShardIndex) -> list[int]:
     """Numbers of the shards that the cache is to have and `entries` do not list."""
-    there = {entry.shard for entry in entries}
-    return [shard for shard in range(manifest.shards) if shard not in there]
+    is_missing = np.ones(manifest.shards, bool)
+    is_missing[entries.shard[entries.shard < manifest.shards]] = False
+    return list(np.flatnonzero(is_missing).tolist())
 
 
 def inspect(uri: str) -> dict[str, Any]:
@@ -27,15 +30,15 @@ def inspect(uri: str) -> dict[str, Any]:
         parts, kept_mass = manifest.bytes_by_part, manifest.mean_kept_mass
     else:
         receipts = list(Receipt.read_all(store, manifest.fingerprint).values())
-        entries = [receipt.entry for receipt in receipts]
+        entries = ShardIndex.of(receipt.entry for receipt in receipts)
         parts, kept_mass = totals(receipts)
     if manifest.tables is not None:
         parts = (parts or {}) | {"tables": manifest.tables.bytes}
-    positions = sum(entry.positions for entry in entries)
-    total = sum(entry.bytes for entry in entries)
+    positions = int(entries.positions.sum())
+    total = int(entries.bytes.sum())
     return {
         "positions": positions,
-        "sequences": sum(entry.rows for entry in entries),
+        "sequences": int(entries.rows.sum()),
         "shards": manifest.shards,
         "missing_shards": missing_shards(manifest, entries),
         "method": manifest.method,

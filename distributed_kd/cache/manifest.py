@@ -18,7 +18,16 @@ from distributed_kd.errors import RequestError
 from distributed_kd.recipe import Recipe
 from distributed_kd.store.digest import seal, sha256, unseal
 from distributed_kd.store.filesystem import Store
-from distributed_kd.store.index import MAXIMUM_SHARDS, IndexReference, ShardEntry, check_entry, read_index, read_known
+from distributed_kd.store.index import (
+    MAXIMUM_SHARDS,
+    SHARDS,
+    IndexReference,
+    ShardEntry,
+    ShardIndex,
+    check_entry,
+    read_index,
+    read_known,
+)
 from distributed_kd.store.manifest import Manifest
 
 FOLDER = "cache"
@@ -54,11 +63,11 @@ class CacheManifest(Manifest):
         return {key: self.made_from["teacher"][key] for key in ("config_sha256", "weights_sha256")}
 
 
-def read_entries(store: Store, manifest: CacheManifest) -> list[ShardEntry]:
-    """The index of a finished cache, one entry a shard in order. Raises `RequestError` when it is not good."""
+def read_entries(store: Store, manifest: CacheManifest) -> ShardIndex:
+    """The index of a finished cache: the entry of shard n in place n. Raises `RequestError` when it is not good."""
     assert manifest.index is not None
     entries = read_index(store, manifest.index)
-    if [entry.shard for entry in entries] != list(range(manifest.shards)):
+    if len(entries) != manifest.shards or not entries.is_numbered_through:
         raise RequestError(
             f"{store.uri}: the index lists {len(entries)} shards, the manifest has {manifest.shards}; repair the cache"
         )
@@ -78,6 +87,11 @@ def made_from_of(recipe: Recipe, sequences: str, teacher: dict[str, str]) -> dic
         "targets": recipe.targets.made_from(),
         "capture": recipe.capture.model_dump(mode="json", include=_IN_FINGERPRINT),
     }
+
+
+def remove_leftovers(store: Store) -> None:
+    """Removes what killed writers of a cache's files left; called where a cache is finished or repaired."""
+    store.remove_leftovers("", SHARDS, RECEIPTS)
 
 
 def put_tables(store: Store, data: bytes) -> IndexReference:

@@ -13,7 +13,7 @@ from distributed_kd.cache.manifest import CacheManifest, read_entries, read_tabl
 from distributed_kd.cache.shard import Row
 from distributed_kd.errors import RequestError
 from distributed_kd.store.filesystem import Store
-from distributed_kd.store.index import ShardEntry, read_shard, shard_name
+from distributed_kd.store.index import ShardEntry, ShardIndex, read_shard, shard_name
 
 _SHARDS_HELD = 4
 
@@ -21,15 +21,13 @@ _SHARDS_HELD = 4
 class LogitCache:
     """A finished cache: `len(cache)` sequences, `cache[i]` a `Row`, every byte checked against its digest when read."""
 
-    def __init__(
-        self, store: Store, manifest: CacheManifest, entries: list[ShardEntry], tables: bytes | None = None
-    ) -> None:
+    def __init__(self, store: Store, manifest: CacheManifest, entries: ShardIndex, tables: bytes | None = None) -> None:
         self.store = store
         self.manifest = manifest
         self.entries = entries
         self.tables = tables
-        self._ends = np.cumsum([0] + [entry.rows for entry in entries])
-        self._table = lru_cache(_SHARDS_HELD)(self._read_table)
+        self._ends = np.concatenate([[0], np.cumsum(entries.rows)])
+        self._table = lru_cache(_SHARDS_HELD)(lambda place: _read_table(store, manifest, entries[place]))
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -42,7 +40,8 @@ class LogitCache:
         if not 0 <= index < len(self):
             raise IndexError(f"sequence {index} of {len(self)}")
         place = int(np.searchsorted(self._ends, index, "right")) - 1
-        return self._decode(place, self._table(place).slice(index - int(self._ends[place]), 1))[0]
+        row = self._table(place).slice(index - int(self._ends[place]), 1)
+        return _decode(self.store, self.manifest, self.entries[place], row, self.tables)[0]
 
     def batches(self, size: int) -> Iterator[list[Row]]:
         """Rows in shard order, `size` at a time; the last batch may be smaller."""
@@ -57,32 +56,48 @@ class LogitCache:
 
     def read_shard(self, place: int) -> list[Row]:
         """All sequences of the shard in this place of the index. Raises `RequestError` when it is not good."""
-        return self._decode(place, self._table(place))
+        return read_rows(self.store, self.manifest, self.entries[place], self.tables)
 
-    def _read_table(self, place: int) -> pa.Table:
-        entry = self.entries[place]
-        table = read_shard(self.store, entry)
-        if table.num_rows != entry.rows:
-            raise RequestError(
-                f"{self.store.uri}: shard {entry.shard} has {table.num_rows} rows, the index says {entry.rows}; "
-                "repair the cache"
-            )
-        if shards.codec_of(table) != self.manifest.codec:
-            raise RequestError(
-                f"{self.store.uri}/{shard_name(entry.shard)} was written with codec {shards.codec_of(table)[:40]!r}, "
-                f"the manifest says {self.manifest.codec!r}; repair the cache"
-            )
-        return table
 
-    def _decode(self, place: int, table: pa.Table) -> list[Row]:
-        shard, manifest = self.entries[place].shard, self.manifest
-        try:
-            return shards.decode(
-                table, shard, manifest.fingerprint, manifest.packing == "isolate", tuple(manifest.temperatures),
-                self.tables,
-            )  # fmt: skip
-        except RequestError as error:
-            raise RequestError(f"{self.store.uri}/{shard_name(shard)}: {error}") from error
+def read_rows(store: Store, manifest: CacheManifest, entry: ShardEntry, tables: bytes | None) -> list[Row]:
+    """All rows of a shard, which is held to everything that the index and the manifest say of it.
+
+    Raises `RequestError` naming its file; with `FileNotFoundError` as its cause where there is none.
+    """
+    rows = _decode(store, manifest, entry, _read_table(store, manifest, entry), tables)
+    positions = sum(len(row.targets) for row in rows)
+    if positions != entry.positions:
+        raise RequestError(
+            f"{store.uri}/{shard_name(entry.shard)} has {positions} positions, the index says {entry.positions}; "
+            "repair the cache"
+        )
+    return rows
+
+
+def _read_table(store: Store, manifest: CacheManifest, entry: ShardEntry) -> pa.Table:
+    table = read_shard(store, entry, "repair the cache")
+    where = f"{store.uri}/{shard_name(entry.shard)}"
+    if table.num_rows != entry.rows:
+        raise RequestError(f"{where} has {table.num_rows} rows, the index says {entry.rows}; repair the cache")
+    codec = shards.codec_of(table)
+    if codec != manifest.codec:
+        raise RequestError(
+            f"{where} was written with codec {codec[:40]!r}, the manifest says {manifest.codec!r}; repair the cache"
+        )
+    return table
+
+
+def _decode(
+    store: Store, manifest: CacheManifest, entry: ShardEntry, table: pa.Table, tables: bytes | None
+) -> list[Row]:
+    """The rows of the shard's table, or of a slice of it."""
+    try:
+        return shards.decode(
+            table, entry.shard, manifest.fingerprint, manifest.packing == "isolate", tuple(manifest.temperatures),
+            tables,
+        )  # fmt: skip
+    except RequestError as error:
+        raise RequestError(f"{store.uri}/{shard_name(entry.shard)}: {error}") from error
 
 
 def open(uri: str | Store) -> LogitCache:

@@ -20,19 +20,18 @@ import numpy as np
 
 from distributed_kd import console
 from distributed_kd.cache import codecs
-from distributed_kd.cache import shard as shards
 from distributed_kd.cache.codecs import tables as code_tables
 from distributed_kd.cache.inspect import missing_shards
 from distributed_kd.cache.manifest import TABLES_NAME, CacheManifest, Receipt, read_entries, read_tables
+from distributed_kd.cache.reader import read_rows
 from distributed_kd.cache.shard import Row
 from distributed_kd.cache.soft_targets import NO_ID
 from distributed_kd.errors import RequestError
-from distributed_kd.store.arrow import table_of
 from distributed_kd.store.filesystem import Store
-from distributed_kd.store.index import INDEX_NAME, IndexReference, ShardEntry, read_known, shard_name
+from distributed_kd.store.index import INDEX_NAME, IndexReference, ShardEntry, ShardIndex, read_known, shard_name
 
 _BYTES_A_PROCESS = 16 << 20  # a process takes seconds to start; this is what one checks meanwhile
-_AHEAD = 4  # shards handed to each process before the first comes back
+_AHEAD = 2  # shards that each other process has: one to check, one for when it is done while this process is not
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def verify(uri: str | Store, jobs: int | None = None) -> Verdict:
     missing = missing_shards(manifest, entries)
     bad_files = len(bad)
     done = read = 0
-    total = sum(entry.bytes for entry in entries)
+    total = int(entries.bytes.sum())
     with console.progress("verify", total) as advance:
         jobs = jobs or min(_processors(), 1 + total // _BYTES_A_PROCESS)
         for entry, found in _results(store, manifest, entries, tables_are_good, jobs):
@@ -97,7 +96,7 @@ def verify(uri: str | Store, jobs: int | None = None) -> Verdict:
     return Verdict(manifest.shards, good, bad, sorted(missing), total, time.monotonic() - begun)
 
 
-def listed_entries(store: Store, manifest: CacheManifest, bad: list[Bad]) -> list[ShardEntry]:
+def listed_entries(store: Store, manifest: CacheManifest, bad: list[Bad]) -> ShardIndex:
     """What the cache says its shards are: by its index, or by receipts where it has none that is good.
 
     An index that is not good is added to `bad`.
@@ -108,29 +107,16 @@ def listed_entries(store: Store, manifest: CacheManifest, bad: list[Bad]) -> lis
         except RequestError as error:
             bad.append(Bad(-1, INDEX_NAME, str(error)))
     receipts = Receipt.read_good(store, manifest.fingerprint)
-    return [receipts[shard].entry for shard in sorted(receipts) if shard < manifest.shards]
+    return ShardIndex.of(receipt.entry for shard, receipt in receipts.items() if shard < manifest.shards)
 
 
-def check_shard(store: Store, manifest: CacheManifest, entry: ShardEntry, tables: bytes | None) -> list[Row]:
-    """The shard's rows, with everything about them checked that can be. Raises `RequestError` saying what is not."""
-    name = shard_name(entry.shard)
-    table = table_of(read_known(store, name, entry, "repair the cache"), f"{store.uri}/{name}")
-    if shards.codec_of(table) != manifest.codec:
-        raise RequestError(
-            f"shard {entry.shard} was written with codec {shards.codec_of(table)[:40]!r}, not {manifest.codec}"
-        )
-    rows = shards.decode(
-        table, entry.shard, manifest.fingerprint, manifest.packing == "isolate", tuple(manifest.temperatures), tables
-    )
-    positions = sum(len(row.targets) for row in rows)
-    if (len(rows), positions) != (entry.rows, entry.positions):
-        raise RequestError(
-            f"shard {entry.shard} has {len(rows)} rows and {positions} positions, "
-            f"the index says {entry.rows} and {entry.positions}"
-        )
-    for row in rows:
+def check_shard(store: Store, manifest: CacheManifest, entry: ShardEntry, tables: bytes | None) -> None:
+    """Reads the shard as any reader does, then checks what its writer can have got wrong behind a right digest.
+
+    Raises `RequestError` saying what is not good.
+    """
+    for row in read_rows(store, manifest, entry, tables):
         _check_row(row, manifest, entry.shard)
-    return rows
 
 
 def _check_row(row: Row, manifest: CacheManifest, shard: int) -> None:
@@ -181,7 +167,7 @@ def _tables_are_good(store: Store, manifest: CacheManifest, bad: list[Bad]) -> b
 
 
 def _results(
-    store: Store, manifest: CacheManifest, entries: list[ShardEntry], decode: bool, jobs: int
+    store: Store, manifest: CacheManifest, entries: ShardIndex, decode: bool, jobs: int
 ) -> Iterator[tuple[ShardEntry, str | None]]:
     """(shard, "" where it is good, None where its file is not there, else why it is not good), as they come."""
     check: Callable[[ShardEntry], str | None] = _Check(store, manifest, decode)
@@ -189,17 +175,22 @@ def _results(
         for entry in entries:
             yield entry, check(entry)
         return
-    # Processes, since decoding holds Python's lock; not forked, since the parent may have threads.
-    with ProcessPoolExecutor(min(jobs, len(entries)), mp_context=get_context("spawn")) as pool:
+    # Processes, since decoding holds Python's lock; not forked, since the parent may have threads. This process is one
+    # of them: each other one spends a second of processor time on its imports before its first shard.
+    others = min(jobs, len(entries)) - 1
+    with ProcessPoolExecutor(others, mp_context=get_context("spawn")) as pool:
         waiting = iter(entries)
         pending: dict[Future[str | None], ShardEntry] = {}
         try:
             while True:
-                for entry in islice(waiting, jobs * _AHEAD - len(pending)):
+                own = next(waiting, None)
+                for entry in islice(waiting, others * _AHEAD - len(pending)):
                     pending[pool.submit(check, entry)] = entry
-                if not pending:
+                if own is not None:
+                    yield own, check(own)
+                elif not pending:
                     return
-                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                for future in wait(pending, None if own is None else 0, return_when=FIRST_COMPLETED).done:
                     yield pending.pop(future), future.result()
         finally:
             pool.shutdown(cancel_futures=True)

@@ -43,8 +43,10 @@ from distributed_kd.models.tokenizer import (
 from distributed_kd.recipe import Corpus, Recipe, Teacher, dump
 from distributed_kd.store.digest import fingerprint
 from distributed_kd.store.filesystem import Store
-from distributed_kd.store.index import ShardEntry, put_index, put_shard, table_bytes
+from distributed_kd.store.index import SHARDS, ShardEntry, put_index, put_shard, table_bytes
 from distributed_kd.store.manifest import Run, peak_memory_bytes, refuse_other
+
+BLOCKS = "blocks"
 
 # Where a corpus and a tokenizer lie changes nothing, given their digests.
 _NOT_IN_FINGERPRINT = {"source", "tokenizer"}
@@ -78,6 +80,7 @@ def prepare(recipe: Recipe) -> SequencesManifest:
     found = SequencesManifest.read(store)
     if found is not None:
         refuse_other(found, made_from, store, "sequences")
+        store.delete(BLOCKS)  # of one that was killed between its manifest and this
         console.say(f"prepare: done already ({store.uri}, fingerprint {found.fingerprint[:12]}), skipped")
         return found
 
@@ -98,8 +101,9 @@ def prepare(recipe: Recipe) -> SequencesManifest:
     )
     store.put("recipe.yaml", dump(recipe).encode())
     Run(time.monotonic() - begun, peak_memory_bytes()).put(store)
+    store.remove_leftovers("", SHARDS)
     manifest.put(store)
-    store.delete("blocks")
+    store.delete(BLOCKS)
     return manifest
 
 
@@ -210,7 +214,7 @@ def _write_shard(
 
 
 def _block_name(key: str, block: int) -> str:
-    return f"blocks/{key[:16]}-{block:06d}.arrow"
+    return f"{BLOCKS}/{key[:16]}-{block:06d}.arrow"
 
 
 def _refuse_too_long(sequence_length: int, teacher: Teacher) -> None:

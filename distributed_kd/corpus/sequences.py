@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from distributed_kd.errors import RequestError
 from distributed_kd.store.filesystem import Store
-from distributed_kd.store.index import IndexReference, ShardEntry, read_index, read_shard, shard_name
+from distributed_kd.store.index import IndexReference, ShardIndex, read_index, read_shard, shard_name
 from distributed_kd.store.manifest import Manifest
 
 FOLDER = "sequences"
@@ -94,10 +94,10 @@ class SequencesManifest(Manifest):
 class Sequences:
     """Reader. `open` raises `RequestError` when there is no finished artifact."""
 
-    def __init__(self, store: Store, manifest: SequencesManifest, entries: list[ShardEntry]) -> None:
+    def __init__(self, store: Store, manifest: SequencesManifest, entries: ShardIndex) -> None:
         self.store = store
         self.manifest = manifest
-        self._entries = {entry.shard: entry for entry in entries}
+        self._entries = entries
 
     @classmethod
     def open(cls, workdir: Store) -> Sequences:
@@ -105,11 +105,18 @@ class Sequences:
         manifest = SequencesManifest.read(store)
         if manifest is None:
             raise RequestError(f"{store.uri} holds no finished sequences; run `dkd prepare` first")
-        return cls(store, manifest, read_index(store, manifest.index))
+        entries = read_index(store, manifest.index)
+        fit = all(0 <= split.first_shard <= split.end_shard <= len(entries) for split in manifest.splits.values())
+        if not fit or not entries.is_numbered_through:
+            raise RequestError(
+                f"{store.uri}: the index lists other shards than the manifest's splits; delete that folder and run "
+                "`dkd prepare` again"
+            )
+        return cls(store, manifest, entries)
 
-    def shards(self, split: str) -> list[ShardEntry]:
+    def shards(self, split: str) -> ShardIndex:
         summary = self.manifest.splits[split]
-        return [self._entries[number] for number in range(summary.first_shard, summary.end_shard)]
+        return self._entries[summary.first_shard : summary.end_shard]
 
     def read(self, shard: int) -> list[Sequence]:
         table = read_shard(self.store, self._entries[shard])

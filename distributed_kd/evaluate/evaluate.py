@@ -73,6 +73,7 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
     report["stages"]["evaluate"] = Run(time.monotonic() - begun, peak_memory_bytes()).__dict__
     metrics = {arm: read_metrics(workdir.child(arm)) for arm in arms}
     curves = {name: measures.calibration(own) for name, own in scores.items()}
+    store.remove_leftovers("")
     store.put(REPORT, json.dumps(report, indent=1).encode())
     store.put(PAGE, render(report, metrics, curves).encode())
     store.put("recipe.yaml", dump(recipe).encode())

@@ -1,7 +1,7 @@
 """A folder of files, local or in a bucket, in which every file appears whole or not at all.
 
-Built on fsspec, so local paths, s3://, gs:// and memory:// work alike. On a local disk a file is written under a
-temporary name, flushed and renamed; on an object store one put is atomic by itself.
+Built on fsspec, so local paths, s3://, gs:// and memory:// work alike. `whole.py` says how a file appears on a local
+disk; on an object store one put is atomic by itself.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import fsspec
 
 from distributed_kd.errors import RequestError
+from distributed_kd.store.whole import TEMPORARY, remove_leftovers, whole_file
 
 
 class Store:
@@ -54,19 +55,14 @@ class Store:
         if not self.is_local:
             self.fs.pipe_file(path, data)
             return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            if os.path.exists(temporary):
-                os.remove(temporary)
-            raise
-        _flush_folder(os.path.dirname(path))
+        with whole_file(path) as file:
+            file.write(data)
+
+    def remove_leftovers(self, *folders: str) -> None:
+        """Removes what killed writers left directly in these folders ("" is the store's own). Live ones go on."""
+        if self.is_local:
+            for folder in folders:
+                remove_leftovers(self.path(folder))
 
     def list(self, folder: str) -> list[str]:
         """Names (not paths) of the files directly in `folder`, sorted; empty when there is none."""
@@ -77,7 +73,7 @@ class Store:
         except FileNotFoundError:
             return []
         names = [os.path.basename(entry["name"]) for entry in entries if entry["type"] == "file"]
-        return sorted(name for name in names if not name.endswith(".tmp"))
+        return sorted(name for name in names if not name.endswith(TEMPORARY))
 
     def delete(self, name: str) -> None:
         """Removes a file or a folder with all it holds; what is not there is no error."""
@@ -120,12 +116,3 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
 
 def _protocols(fs: Any) -> tuple[str, ...]:
     return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
-
-
-def _flush_folder(folder: str) -> None:
-    # A rename is durable only once its folder is flushed.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

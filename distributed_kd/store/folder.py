@@ -7,18 +7,21 @@ import tempfile
 from pathlib import Path
 
 from distributed_kd.store.filesystem import Store
+from distributed_kd.store.whole import whole_file
 
 
 def put_folder(source: Path, store: Store, name: str) -> None:
-    """Copies every file of `source` to `name`. Write what marks it complete afterwards."""
-    for file in sorted(path for path in source.rglob("*") if path.is_file()):
-        target = f"{name}/{file.relative_to(source).as_posix()}"
+    """Copies every file of `source` to `name`, each whole and on the disk. Write what marks it complete afterwards.
+
+    On the disk, since the mark is: one that outlived the weights it speaks of would have them used.
+    """
+    files = sorted(path for path in source.rglob("*") if path.is_file())
+    targets = [f"{name}/{file.relative_to(source).as_posix()}" for file in files]
+    store.remove_leftovers(*{target.rpartition("/")[0] for target in targets})
+    for file, target in zip(files, targets, strict=True):
         if store.is_local:
-            path = Path(store.path(target))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f"{path.name}.tmp")
-            shutil.copyfile(file, temporary)
-            temporary.replace(path)
+            with file.open("rb") as reader, whole_file(store.path(target)) as writer:
+                shutil.copyfileobj(reader, writer, 1 << 20)
         else:
             store.fs.put_file(str(file), store.path(target))
 

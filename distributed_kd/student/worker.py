@@ -70,6 +70,7 @@ def run(recipe: Recipe, arm: str, notes: Path, begun: float) -> None:
         with tempfile.TemporaryDirectory() as temporary:
             write_export(model, weights, folder, Path(temporary))
             put_folder(Path(temporary), store, artifact.EXPORT)
+        store.remove_leftovers("")
         artifact.put_metrics(store, metrics)
         before = sum(line["seconds"] for line in metrics[:resumed])
         Run(before + time.time() - begun, peak_memory_bytes()).put(store)

@@ -18,7 +18,16 @@ import numpy as np
 from distributed_kd import console
 from distributed_kd.cache import codecs
 from distributed_kd.cache import shard as shards
-from distributed_kd.cache.manifest import FOLDER, CacheManifest, Receipt, made_from_of, put_tables, read_tables, totals
+from distributed_kd.cache.manifest import (
+    FOLDER,
+    CacheManifest,
+    Receipt,
+    made_from_of,
+    put_tables,
+    read_tables,
+    remove_leftovers,
+    totals,
+)
 from distributed_kd.cache.shard import Row
 from distributed_kd.cache.soft_targets import SoftTargets
 from distributed_kd.corpus.sequences import Sequence, Sequences
@@ -30,7 +39,7 @@ from distributed_kd.models.tokenizer import load_tokenizer, tokenizer_sha256
 from distributed_kd.recipe import Recipe, dump
 from distributed_kd.store.digest import fingerprint, sha256
 from distributed_kd.store.filesystem import Store
-from distributed_kd.store.index import IndexReference, ShardEntry, put_index, shard_name
+from distributed_kd.store.index import IndexReference, ShardEntry, ShardIndex, put_index, shard_name
 from distributed_kd.store.manifest import Run, peak_memory_bytes, refuse_other
 
 if TYPE_CHECKING:
@@ -79,6 +88,7 @@ def capture(recipe: Recipe) -> CacheManifest:
 
 def commit(store: Store, manifest: CacheManifest, receipts: dict[int, Receipt]) -> CacheManifest:
     """Writes the index of all shards from their receipts, then the manifest that names it: the cache is finished."""
+    remove_leftovers(store)
     parts, kept_mass = totals(list(receipts.values()))
     committed = manifest.model_copy(
         update={
@@ -145,7 +155,7 @@ def _refuse_full_disk(store: Store, recipe: Recipe, k: int, positions: int) -> N
 def compute(
     recipe: Recipe,
     manifest: CacheManifest,
-    entries: list[ShardEntry],
+    entries: ShardIndex,
     missing: list[ShardEntry],
     receipts: dict[int, Receipt],
     *,

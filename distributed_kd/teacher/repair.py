@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distributed_kd import console
-from distributed_kd.cache.manifest import FOLDER, TABLES_NAME, CacheManifest, Receipt, made_from_of
+from distributed_kd.cache.manifest import FOLDER, TABLES_NAME, CacheManifest, Receipt, made_from_of, remove_leftovers
 from distributed_kd.cache.verify import Bad, listed_entries, verify
 from distributed_kd.corpus.sequences import Sequences
 from distributed_kd.errors import RequestError, WorkError
@@ -61,6 +61,7 @@ def repair(recipe: Recipe) -> Repaired:
         "a cache",
     )
 
+    remove_leftovers(store)
     found = verify(store)
     for one in found.bad:
         console.say(f"repair: {one.file}: {one.reason}")

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from distributed_kd import cache
 from distributed_kd.cache import shard
 from distributed_kd.cache.manifest import CacheManifest, Receipt
 from distributed_kd.cache.shard import Row
-from distributed_kd.cache.verify import verify
+from distributed_kd.cache.verify import Bad, verify
 from distributed_kd.errors import RequestError
 from distributed_kd.store.digest import sha256
 from distributed_kd.store.filesystem import Store
-from distributed_kd.store.index import ShardEntry, put_index, shard_name
+from distributed_kd.store.index import ShardEntry, put_index, shard_name, table_bytes
 from tests.cache.caches import make_cache, make_rows
 from tests.commands import dkd, said
 
@@ -85,6 +88,51 @@ def rewritten(store: Store, row: Row, change: str) -> str:
     (bad,) = verify(store, 1).bad
     assert (bad.shard, bad.file) == (0, shard_name(0)), change
     return bad.reason
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("a byte", "is damaged: its digest is"),
+        ("an end", "bytes are there"),
+        ("rows", "has 4 rows, the index says 5"),
+        ("positions", "positions, the index says 1"),
+        ("codec", "was written with codec 'compact-1', the manifest says 'plain-1'"),
+        ("place", "says it is shard 2"),
+        ("columns", "there is no column input_ids"),
+    ],
+)
+def test_verify_says_of_a_shard_what_reading_it_says(tmp_path: Path, change: str, reason: str) -> None:
+    store = Store(str(tmp_path))
+    make_cache(store, "plain-1")
+    manifest = CacheManifest.read(store)
+    assert manifest is not None
+    entries = [receipt.entry for receipt in Receipt.read_all(store, manifest.fingerprint).values()]
+    data = store.read(shard_name(1))
+    if change == "a byte":
+        store.put(shard_name(1), data[:300] + bytes([data[300] ^ 1]) + data[301:])
+    elif change == "an end":
+        store.put(shard_name(1), data[:-1])
+    elif change in ("rows", "positions"):
+        entries[1] = replace(entries[1], **{change: {"rows": 5, "positions": 1}[change]})
+    else:
+        table = pa.ipc.open_file(data).read_all()
+        metadata = {**(table.schema.metadata or {})}
+        if change == "codec":
+            metadata[b"codec"] = b"compact-1"
+        elif change == "place":
+            metadata[b"shard"] = b"2"
+        else:
+            table = table.drop_columns("input_ids")
+        data = table_bytes(table.replace_schema_metadata(metadata))
+        store.put(shard_name(1), data)
+        entries[1] = replace(entries[1], bytes=len(data), sha256=sha256(data))
+    manifest.model_copy(update={"index": put_index(store, entries)}).put(store)
+    with pytest.raises(RequestError, match=reason) as caught:
+        cache.open(store).read_shard(1)
+    (bad,) = verify(store, 1).bad
+    assert bad == Bad(1, shard_name(1), str(caught.value))
+    assert f"{store.uri}/{shard_name(1)}" in bad.reason
 
 
 @pytest.mark.parametrize(
