@@ -122,6 +122,7 @@ def test_refusals_over_finished_artifacts_write_nothing_over(toy_recipe: dict[st
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["splits"]["train"]["sequences"] > 0
     assert "corpus.sequence_length: 16, not 8" in refuses("prepare", "corpus.sequence_length=8")
+    assert 'corpus.packing: "concatenate", not "isolate"' in refuses("cache", "corpus.packing=isolate")
     assert "targets.k 73 is more than the 72 ids" in refuses("cache", "targets.k=73")
 
     other = toys.save_model(tmp_path / "other", layers=1, seed=3)
@@ -137,6 +138,10 @@ def test_refusals_over_finished_artifacts_write_nothing_over(toy_recipe: dict[st
     assert facts["codec"] == "plain-1"
     assert json.loads(dkd("inspect", work / "cache", "--json").stdout) == facts
     assert "targets.k: 8, not 4" in refuses("cache", "targets.k=4")
+    assert "targets.temperatures: [1.0,2.0], not [2.0,4.0]" in refuses("cache", "targets.temperatures=[2.0,4.0]")
+    assert "teacher.revision: nothing, not " in refuses("cache", "teachers.0.revision=abc")
+    assert "corpus.sequence_length: 16, not 12" in refuses("train", "corpus.sequence_length=12")
+    assert "corpus.packing: " in refuses("evaluate", "corpus.packing=none")
     assert "targets.k: 8, not 4" in refuses("train", "targets.k=4")
     assert "capture.batch_tokens: 64, not 32" in refuses("train", "capture.batch_tokens=32")
     assert "is not in targets.temperatures" in refuses("train", "objective.temperature=3")

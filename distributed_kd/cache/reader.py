@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ from distributed_kd.cache import shard as shards
 from distributed_kd.cache.manifest import CacheManifest, read_entries, read_tables
 from distributed_kd.cache.shard import Row
 from distributed_kd.errors import RequestError
+from distributed_kd.store.digest import differences
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import ShardEntry, ShardIndex, read_shard, shard_name
 
@@ -100,12 +102,22 @@ def _decode(
         raise RequestError(f"{store.uri}/{shard_name(entry.shard)}: {error}") from error
 
 
-def open(uri: str | Store) -> LogitCache:
-    """Opens the finished cache in a folder or bucket. Raises `RequestError` when there is none."""
+def open(uri: str | Store, **expected: Any) -> LogitCache:
+    """Opens the finished cache in a folder or bucket. Raises `RequestError` when there is none.
+
+    expected: what fields of its manifest must be for the caller, as `tokenizer_sha256`, `teacher`, `revision`,
+    `packing`, `temperatures`, `vocabulary_size` or `codec`; a cache that is otherwise is refused, listing what differs.
+    """
     store = uri if isinstance(uri, Store) else Store(uri)
     manifest = CacheManifest.read(store)
     if manifest is None:
         raise RequestError(f"{store.uri} holds no cache; run `dkd cache` first")
     if manifest.index is None:
         raise RequestError(f"{store.uri} is an unfinished cache; run `dkd cache` to finish it")
+    unknown = sorted(expected.keys() - CacheManifest.model_fields.keys())
+    if unknown:
+        raise RequestError(f"a cache's manifest has no {', '.join(unknown)} that could be expected")
+    lines = differences({key: getattr(manifest, key) for key in expected}, expected)
+    if lines:
+        raise RequestError(f"{store.uri} is not the cache that is expected ({'; '.join(lines)})")
     return LogitCache(store, manifest, read_entries(store, manifest), read_tables(store, manifest.tables))

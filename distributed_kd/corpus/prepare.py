@@ -26,6 +26,7 @@ from distributed_kd.corpus.sequences import (
     SequencesManifest,
     SplitSummary,
     TokenizerIdentity,
+    made_from_corpus,
     rows_to_sequences,
     sequences_to_columns,
 )
@@ -47,9 +48,6 @@ from distributed_kd.store.index import SHARDS, ShardEntry, put_index, put_shard,
 from distributed_kd.store.manifest import Run, peak_memory_bytes, refuse_other
 
 BLOCKS = "blocks"
-
-# Where a corpus and a tokenizer lie changes nothing, given their digests.
-_NOT_IN_FINGERPRINT = {"source", "tokenizer"}
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def prepare(recipe: Recipe) -> SequencesManifest:
     end_of_document(tokenizer, name)
     _refuse_too_long(corpus.sequence_length, recipe.teachers[0])
     made_from = {
-        "corpus": corpus.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT),
+        "corpus": made_from_corpus(corpus),
         "source": read.digest_of(files),
         "tokenizer_sha256": identity.sha256,
     }

@@ -8,18 +8,23 @@ numbers belong to which split. Layout: `manifest.json`, `index.arrow`, `shards/N
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel
 
 from distributed_kd.errors import RequestError
+from distributed_kd.recipe import Corpus, Recipe
+from distributed_kd.store.digest import differences
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import IndexReference, ShardIndex, read_index, read_shard, shard_name
 from distributed_kd.store.manifest import Manifest
 
 FOLDER = "sequences"
+
+# Where a corpus and a tokenizer lie changes nothing, given their digests.
+_NOT_IN_FINGERPRINT = {"source", "tokenizer"}
 SCHEMA = pa.schema(
     [
         ("sequence_id", pa.int64()),
@@ -91,6 +96,11 @@ class SequencesManifest(Manifest):
     index: IndexReference
 
 
+def made_from_corpus(corpus: Corpus) -> dict[str, Any]:
+    """What of the recipe's corpus decides what sequences are."""
+    return corpus.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT)
+
+
 class Sequences:
     """Reader. `open` raises `RequestError` when there is no finished artifact."""
 
@@ -113,6 +123,18 @@ class Sequences:
                 "`dkd prepare` again"
             )
         return cls(store, manifest, entries)
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Sequences:
+        """Those of the recipe's workdir. Raises `RequestError`, listing what differs, when another corpus was cut."""
+        found = cls.open(Store(recipe.workdir))
+        lines = differences(found.manifest.made_from["corpus"], made_from_corpus(recipe.corpus), "corpus")
+        if lines:
+            raise RequestError(
+                f"{found.store.uri} holds sequences made from something else ({'; '.join(lines[:6])}); "
+                "choose another `workdir`, or delete that folder to prepare them again"
+            )
+        return found
 
     def shards(self, split: str) -> ShardIndex:
         summary = self.manifest.splits[split]

@@ -43,7 +43,7 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
     begun = time.monotonic()
     workdir = Store(recipe.workdir)
     store = workdir.child(FOLDER)
-    sequences = Sequences.open(workdir)
+    sequences = Sequences.of(recipe)
     cache_facts = inspect(workdir.child(CACHE_FOLDER).uri)
     arms = _finished_arms(workdir, recipe)
     made_from = {

@@ -49,7 +49,7 @@ def train(recipe: Recipe) -> None:
 
 def _refuse_other_cache(recipe: Recipe, logits: LogitCache, workdir: Store) -> None:
     """The cache must be this recipe's; the teacher's files are not asked, since they may be gone."""
-    sequences = Sequences.open(workdir)
+    sequences = Sequences.of(recipe)
     wanted = made_from_of(recipe, sequences.manifest.fingerprint, logits.manifest.teacher_identity)
     refuse_other(logits.manifest, wanted, logits.store, "a cache")
 
@@ -70,7 +70,7 @@ def _refuse_what_does_not_fit(recipe: Recipe, logits: LogitCache, processes: int
     folder = student_folder(recipe)
     freeze(empty_student(folder), recipe.student)
     bound = longest_sequence(load_config(folder))
-    longest = Sequences.open(Store(recipe.workdir)).manifest.sequence_length
+    longest = Sequences.of(recipe).manifest.sequence_length
     if bound is not None and longest > bound:
         raise RequestError(f"sequences of {longest} ids are beyond the student's {bound} positions ({folder})")
     own = tokenizer_sha256(load_tokenizer(folder))

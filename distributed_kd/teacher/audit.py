@@ -77,7 +77,7 @@ def audit(uri: str, teacher: str | None = None, positions: int = 4096) -> dict[s
                 done += len(logits)
                 advance(done, "positions")
     sizes = [_bytes(rows, SoftTargets.concatenate(parts), cache, v) for parts, v in zip(chosen, variants, strict=True)]
-    actual = sum(entry.bytes for entry in cache.entries) / max(1, sum(entry.positions for entry in cache.entries))
+    actual = float(cache.entries.bytes.sum() / cache.entries.positions.sum())
     present = variants.index(targets) if targets in variants else None
     return {
         "cache": cache.store.uri,
@@ -124,8 +124,8 @@ def _captured_with(manifest: CacheManifest, moved_to: str | None, uri: str) -> t
 
 def _sample(cache: LogitCache, positions: int) -> list[Row]:
     """Sequences spread evenly over the cache that hold about so many positions, one at least."""
-    total = sum(entry.positions for entry in cache.entries)
-    count = min(len(cache), max(1, -(-positions * len(cache) // max(1, total))))
+    total = max(1, int(cache.entries.positions.sum()))
+    count = min(len(cache), max(1, -(-positions * len(cache) // total)))
     places = np.unique(np.linspace(0, len(cache) - 1, count).round().astype(int))
     rows = (cache[int(place)] for place in places if len(cache))
     return [row for row in rows if len(row.targets)]

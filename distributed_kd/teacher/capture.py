@@ -58,7 +58,7 @@ def capture(recipe: Recipe) -> CacheManifest:
     begun = time.monotonic()
     workdir = Store(recipe.workdir)
     store = workdir.child(FOLDER)
-    sequences = Sequences.open(workdir)
+    sequences = Sequences.of(recipe)
     entries = sequences.shards("train")
     found = CacheManifest.read(store)
     made_from = made_from_of(recipe, sequences.manifest.fingerprint, teacher_identity(recipe, found))
@@ -222,7 +222,7 @@ class Replica:
         workdir = Store(recipe.workdir)
         self.recipe = recipe
         self.store = workdir.child(FOLDER)
-        self.sequences = Sequences.open(workdir)
+        self.sequences = Sequences.of(recipe)
         self.tables: bytes | None = None
 
     @cached_property

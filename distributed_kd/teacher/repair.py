@@ -50,7 +50,7 @@ def repair(recipe: Recipe) -> Repaired:
     """
     workdir = Store(recipe.workdir)
     store = workdir.child(FOLDER)
-    sequences = Sequences.open(workdir)
+    sequences = Sequences.of(recipe)
     manifest = CacheManifest.read(store)
     if manifest is None:
         raise RequestError(f"{store.uri} holds no cache to repair; run `dkd cache`")

@@ -110,6 +110,28 @@ def test_the_library_door_reads_by_sequence_and_in_batches(tmp_path: Path) -> No
         opened[15]
 
 
+def test_a_cache_of_another_tokenizer_packing_or_temperature_is_refused_by_name(tmp_path: Path) -> None:
+    uri = finished_cache(tmp_path).uri
+    own = cache.open(uri).manifest
+    fields = ("tokenizer_sha256", "teacher", "revision", "packing", "temperatures", "vocabulary_size", "codec")
+    assert len(cache.open(uri, **{name: getattr(own, name) for name in fields}))
+    with pytest.raises(RequestError) as caught:
+        cache.open(
+            uri, tokenizer_sha256="1" * 64, packing="concatenate", temperatures=[3.0], revision="abc", codec="plain-1"
+        )
+    line = str(caught.value)
+    for differs in (
+        'packing: "none"',
+        'tokenizer_sha256: "x", not "111',
+        ", not [3.0]",
+        'revision: nothing, not "abc"',
+    ):
+        assert differs in line
+    assert "codec" not in line
+    with pytest.raises(RequestError, match="has no tokeniser that could be expected"):
+        cache.open(uri, tokeniser="x")
+
+
 def test_an_unfinished_cache_is_inspected_and_not_opened(tmp_path: Path) -> None:
     store = finished_cache(tmp_path)
     manifest = CacheManifest.read(store)
