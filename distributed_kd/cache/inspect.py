@@ -33,6 +33,7 @@ def inspect(uri: str) -> dict[str, Any]:
         parts = (parts or {}) | {"tables": manifest.tables.bytes}
     positions = sum(entry.positions for entry in entries)
     total = sum(entry.bytes for entry in entries)
+    merged = {} if manifest.merge is None else {"merge": manifest.merge.model_dump(mode="json")}
     return {
         "positions": positions,
         "sequences": sum(entry.rows for entry in entries),
@@ -49,4 +50,5 @@ def inspect(uri: str) -> dict[str, Any]:
         "teacher": manifest.teacher,
         "tokenizer_sha256": manifest.tokenizer_sha256,
         "fingerprint": manifest.fingerprint,
+        **merged,
     }

@@ -92,5 +92,6 @@ def open(uri: str | Store) -> LogitCache:
     if manifest is None:
         raise RequestError(f"{store.uri} holds no cache; run `dkd cache` first")
     if manifest.index is None:
-        raise RequestError(f"{store.uri} is an unfinished cache; run `dkd cache` to finish it")
+        command = "dkd cache" if manifest.merge is None else "dkd merge"
+        raise RequestError(f"{store.uri} is an unfinished cache; run `{command}` to finish it")
     return LogitCache(store, manifest, read_entries(store, manifest), read_tables(store, manifest.tables))

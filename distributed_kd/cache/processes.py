@@ -1,0 +1,45 @@
+"""A function over shards in processes: results as they come, and never more waiting than the processes need."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from itertools import islice
+from multiprocessing import get_context
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_AHEAD = 4  # items handed to each process before the first comes back
+
+
+def processors() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def unordered(function: Callable[[Item], Result], items: Iterable[Item], jobs: int) -> Iterator[tuple[Item, Result]]:
+    """(item, function(item)) by `jobs` processes; one job is this process. What the function raises is raised here.
+
+    The function travels with every item: it must be small, and not a lambda.
+    """
+    if jobs == 1:
+        for item in items:
+            yield item, function(item)
+        return
+    # Processes, since decoding holds Python's lock; not forked, since the parent may have threads.
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        waiting = iter(items)
+        pending: dict[Future[Result], Item] = {}
+        try:
+            while True:
+                for item in islice(waiting, jobs * _AHEAD - len(pending)):
+                    pending[pool.submit(function, item)] = item
+                if not pending:
+                    return
+                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    yield pending.pop(future), future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
