@@ -55,7 +55,7 @@ def test_a_student_learns_from_the_mean_of_two_teachers(
     recipe = parse(toy_recipe)
     with pytest.raises(RequestError, match="is a merge of 2 caches; `dkd train` reads it as it is"):
         capture(recipe)
-    with pytest.raises(RequestError, match="is a merge of 2 caches; .* delete it and run `dkd merge` again"):
+    with pytest.raises(RequestError, match=r"is a merge of 2 caches; .* delete it and run `dkd merge` again"):
         repair(recipe)
     hotter = {"targets": {"temperatures": [3.0]}, "objective": {"temperature": 3.0}}
     with pytest.raises(RequestError, match=r"objective\.temperature 3 is not in \S+; it holds \[1\.0, 2\.0\]"):

@@ -126,9 +126,9 @@ class _Shares:
 
     def at(self, temperature: float) -> _Table:
         log_p, log_tail = self.targets.log_probabilities_in_double(temperature)
-        if (~np.isneginf(log_tail) & (self.unkept < 1)).any():
+        if ((log_tail > -np.inf) & (self.unkept < 1)).any():
             raise ValueError("a position keeps every id and has a tail")
-        if np.isneginf(log_p.max(axis=1)).any():
+        if not (log_p.max(axis=1) > -np.inf).all():
             raise ValueError("a position keeps no id of a probability")
         log_share = log_tail - np.log(np.maximum(self.unkept, 1))
         width = self.has.shape[1]
@@ -161,7 +161,7 @@ def _geometric(tables: list[_Table], log_weights: np.ndarray, outside: np.ndarra
         log_tail = log_tail + weight * own.log_share
     log_kept = np.logaddexp.reduce(log_p, axis=1)
     total = np.logaddexp(log_kept, log_tail)
-    if np.isneginf(log_kept).any():
+    if not (log_kept > -np.inf).all():
         raise ValueError("members have no id in common that each gives a probability: no geometric mean")
     return log_p - total[:, None], log_tail - log_kept
 
@@ -183,7 +183,7 @@ def _targets(
     first = log_p[:, 0]
     logits = temperatures[0] * (first - first.max(axis=1, keepdims=True, initial=-np.inf))
     if not keeps_all:
-        is_kept = (union != NO_ID) & ~np.isneginf(log_p).all(axis=1)
+        is_kept = (log_p > -np.inf).any(axis=1)
         width = int(is_kept.sum(axis=1).max(initial=1))
         order = np.argsort(np.where(is_kept, -logits, np.nan), axis=1, kind="stable")[:, :width]  # NaN comes last
         union = np.where(np.take_along_axis(is_kept, order, 1), np.take_along_axis(union, order, 1), NO_ID)
