@@ -69,6 +69,8 @@ def mean_of(members: list[Member], weights: list[float], mean: Mean, keeps_all: 
         log_p[:, place], odds[:, place] = combine(tables, np.log(weights), vocabulary - (union != NO_ID).sum(axis=1))
         for weight, table in zip(weights, tables, strict=True):
             bound[:, place] += weight * table.error_bound()
+    if keeps_all and (odds > -np.inf).any():
+        raise ValueError("a member that is to keep every id has a tail")
     one_softmax = len(temperatures) == 1 or (mean == "geometric" and keeps_all)
     has_log_p = not one_softmax or any(member.targets.log_p is not None for member in members)
     return _targets(union, log_p, odds, temperatures, has_log_p, keeps_all), bound

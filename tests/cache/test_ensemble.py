@@ -210,3 +210,5 @@ def test_targets_that_cannot_be_are_refused() -> None:
     tailed = SoftTargets(good.ids, good.logits, np.zeros((1, 1), np.float32), (1.0,))
     with pytest.raises(ValueError, match="keeps every id and has a tail"):
         mean_of([Member(good, 3), Member(tailed, 3)], [0.5, 0.5], "arithmetic", keeps_all=False)
+    with pytest.raises(ValueError, match="is to keep every id has a tail"):
+        mean_of([Member(good, 4), Member(good, 4), Member(tailed, 4)], [0.3, 0.3, 0.4], "arithmetic", keeps_all=True)
