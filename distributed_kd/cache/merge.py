@@ -21,7 +21,7 @@ from distributed_kd.cache import ensemble
 from distributed_kd.cache.codecs import dense, plain
 from distributed_kd.cache.ensemble import Mean, Member
 from distributed_kd.cache.manifest import CacheManifest, ErrorBound, Merge, Receipt, read_tables
-from distributed_kd.cache.processes import processors, unordered
+from distributed_kd.cache.processes import peak_memory_bytes, processors, unordered
 from distributed_kd.cache.reader import LogitCache
 from distributed_kd.cache.reader import open as open_cache
 from distributed_kd.cache.shard import Row
@@ -32,7 +32,7 @@ from distributed_kd.errors import RequestError
 from distributed_kd.store.digest import differences, fingerprint
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import IndexReference, ShardEntry, shard_name
-from distributed_kd.store.manifest import Run, peak_memory_bytes
+from distributed_kd.store.manifest import Run
 
 _POSITIONS_A_PROCESS = 1 << 17  # a process takes seconds to start; this is what one merges meanwhile
 
