@@ -182,13 +182,21 @@ def repair(recipe: RecipePath, overrides: Overrides = None, as_json: Json = Fals
 
 @app.command()
 def merge(
-    caches: list[str],
-    out: Annotated[str, typer.Option("--out")],
+    caches: Annotated[list[str], typer.Argument(metavar="CACHE CACHE...")],
+    out: Annotated[str, typer.Option("--out", metavar="CACHE", help="the folder to write")],
+    weights: Annotated[str | None, typer.Option(metavar="W,W,...", help="one a cache; equal if not said")] = None,
+    mean: Annotated[str, typer.Option(help="arithmetic, or geometric: of logits")] = "arithmetic",
+    jobs: Annotated[int | None, typer.Option(min=1, help="processes; all processors if not said")] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """An ensemble's average as one cache."""
-    raise not_yet("dkd merge", "train from one teacher's cache")
+    """An ensemble's average as one cache: of caches over the same sequences."""
+    from distributed_kd.cache.inspect import inspect as facts_of
+    from distributed_kd.cache.merge import merge as merge_caches
+
+    _begin(as_json)
+    merge_caches(caches, out, _numbers(weights), mean, jobs)
+    _show(facts_of(out), as_json)
 
 
 @app.command()
@@ -271,6 +279,15 @@ def _load(path: str, overrides: list[str] | None, as_json: bool) -> Recipe:
 
     _begin(as_json)
     return load(path, overrides or [])
+
+
+def _numbers(text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise RequestError(f"--weights {text} is not numbers with commas between them") from error
 
 
 def _show(facts: dict[str, Any], as_json: bool) -> None:

@@ -36,6 +36,7 @@ def inspect(uri: str) -> dict[str, Any]:
         parts = (parts or {}) | {"tables": manifest.tables.bytes}
     positions = int(entries.positions.sum())
     total = int(entries.bytes.sum())
+    merged = {} if manifest.merge is None else {"merge": manifest.merge.model_dump(mode="json")}
     return {
         "positions": positions,
         "sequences": int(entries.rows.sum()),
@@ -52,4 +53,5 @@ def inspect(uri: str) -> dict[str, Any]:
         "teacher": manifest.teacher,
         "tokenizer_sha256": manifest.tokenizer_sha256,
         "fingerprint": manifest.fingerprint,
+        **merged,
     }

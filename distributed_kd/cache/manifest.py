@@ -12,7 +12,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from distributed_kd.errors import RequestError
 from distributed_kd.recipe import Recipe
@@ -39,6 +39,28 @@ Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PARTS = ("levels", "ids", "tail", "input_ids", "container", "tables")
 
 
+@dataclass(frozen=True)
+class ErrorBound:
+    """How far a merge can be from the mean of the whole distributions, in L1 over the ids that it keeps.
+
+    One number a temperature: the mean over positions, and the largest. Formula and proof: `ensemble.py`.
+    """
+
+    mean: list[float]
+    maximum: list[float]
+
+
+class Merge(BaseModel):
+    """What `dkd merge` made a cache of. `error_bound` is None while it is unfinished, and where none is known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mean: Literal["arithmetic", "geometric"]
+    weights: list[float]
+    members: list[str]  # fingerprints, in the order of the weights
+    error_bound: ErrorBound | None = None
+
+
 class CacheManifest(Manifest):
     format: Literal["dkd-cache"] = "dkd-cache"
     version: Literal[1] = 1
@@ -56,10 +78,13 @@ class CacheManifest(Manifest):
     index: IndexReference | None
     bytes_by_part: dict[str, int] | None = None
     mean_kept_mass: float | None = None
+    merge: Merge | None = None
 
     @property
     def teacher_identity(self) -> dict[str, str]:
-        """Of the files of the teacher it was captured from, which may be gone."""
+        """Of the files of the teacher it was captured from, which may be gone. Raises `RequestError` for a merge."""
+        if self.merge is not None:
+            raise RequestError(f"a merged cache is of several teachers ({self.teacher}), not of one")
         return {key: self.made_from["teacher"][key] for key in ("config_sha256", "weights_sha256")}
 
 
@@ -72,6 +97,12 @@ def read_entries(store: Store, manifest: CacheManifest) -> ShardIndex:
             f"{store.uri}: the index lists {len(entries)} shards, the manifest has {manifest.shards}; repair the cache"
         )
     return entries
+
+
+def refuse_merged(manifest: CacheManifest, store: Store, instead: str) -> None:
+    """Raises `RequestError` for a cache that no teacher can compute: one that `dkd merge` made."""
+    if manifest.merge is not None:
+        raise RequestError(f"{store.uri} is a merge of {len(manifest.merge.members)} caches; {instead}")
 
 
 # What a shard's bytes depend on; how many replicas there are, and where, is not among it.
@@ -111,12 +142,16 @@ def read_tables(store: Store, reference: IndexReference | None) -> bytes | None:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a worker returns for a finished shard: its index entry, where its bytes went, and its mean kept mass."""
+    """What a worker returns for a finished shard: its index entry, where its bytes went, and its mean kept mass.
+
+    `error_bound` is that of a merge over the shard's positions, where it has one.
+    """
 
     fingerprint: str
     entry: ShardEntry
     bytes_by_part: dict[str, int]
     kept_mass: float  # summed over positions, at the first temperature
+    error_bound: ErrorBound | None = None
 
     def put(self, store: Store) -> None:
         store.put(_receipt_name(self.entry.shard), json.dumps(seal(asdict(self))).encode())
@@ -156,7 +191,8 @@ class Receipt:
         where = f"{store.uri}/{name}"
         try:
             raw = json.loads(store.read(name, at_most=MAXIMUM_RECEIPT_BYTES))
-            is_whole = isinstance(raw, dict) and unseal(raw) and raw.keys() == Receipt.__dataclass_fields__.keys()
+            known = Receipt.__dataclass_fields__.keys()
+            is_whole = isinstance(raw, dict) and unseal(raw) and raw.keys() | {"error_bound"} == known
             receipt = _RECEIPT.validate_python(raw)
         except (ValueError, RecursionError) as error:
             raise RequestError(f"{where} is not a receipt; delete it, and its shard is done again") from error

@@ -113,7 +113,8 @@ def open(uri: str | Store, **expected: Any) -> LogitCache:
     if manifest is None:
         raise RequestError(f"{store.uri} holds no cache; run `dkd cache` first")
     if manifest.index is None:
-        raise RequestError(f"{store.uri} is an unfinished cache; run `dkd cache` to finish it")
+        command = "dkd cache" if manifest.merge is None else "dkd merge"
+        raise RequestError(f"{store.uri} is an unfinished cache; run `{command}` to finish it")
     unknown = sorted(expected.keys() - CacheManifest.model_fields.keys())
     if unknown:
         raise RequestError(f"a cache's manifest has no {', '.join(unknown)} that could be expected")

@@ -48,19 +48,24 @@ class SoftTargets:
         They sum to 1, except ids drawn at another temperature: these do in the mean over draws.
         Raises `RequestError` for a temperature that is not cached.
         """
+        kept, log_p_tail = self.log_probabilities_in_double(temperature)
+        return kept.astype(np.float32), log_p_tail.astype(np.float32)
+
+    def log_probabilities_in_double(self, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+        """The same in float64."""
         if temperature not in self.temperatures:
             raise RequestError(
                 f"temperature {temperature:g} is not in the cache; it holds {[float(t) for t in self.temperatures]}"
             )
         place = self.temperatures.index(temperature)
         odds = self.tail_odds[:, place].astype(np.float64)
-        log_p_tail = -np.logaddexp(0.0, -odds).astype(np.float32)
+        log_p_tail = -np.logaddexp(0.0, -odds)
         if self.log_p is not None:
-            return self.log_p[:, place], log_p_tail
+            return self.log_p[:, place].astype(np.float64), log_p_tail
         scaled = self.logits.astype(np.float64) / temperature
         kept = scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))  # the largest is 0: no overflow
         kept += -np.logaddexp(0.0, odds)[:, None]
-        return kept.astype(np.float32), log_p_tail
+        return kept, log_p_tail
 
     @staticmethod
     def concatenate(parts: list[SoftTargets]) -> SoftTargets:

@@ -6,14 +6,10 @@ unfinished cache is checked by its receipts, and what has none is missing. Nothi
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from itertools import islice
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -23,6 +19,7 @@ from distributed_kd.cache import codecs
 from distributed_kd.cache.codecs import tables as code_tables
 from distributed_kd.cache.inspect import missing_shards
 from distributed_kd.cache.manifest import TABLES_NAME, CacheManifest, Receipt, read_entries, read_tables
+from distributed_kd.cache.processes import processors, unordered
 from distributed_kd.cache.reader import read_rows
 from distributed_kd.cache.shard import Row
 from distributed_kd.cache.soft_targets import NO_ID
@@ -31,7 +28,6 @@ from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import INDEX_NAME, IndexReference, ShardEntry, ShardIndex, read_known, shard_name
 
 _BYTES_A_PROCESS = 16 << 20  # a process takes seconds to start; this is what one checks meanwhile
-_AHEAD = 2  # shards that each other process has: one to check, one for when it is done while this process is not
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,7 @@ def verify(uri: str | Store, jobs: int | None = None) -> Verdict:
     done = read = 0
     total = int(entries.bytes.sum())
     with console.progress("verify", total) as advance:
-        jobs = jobs or min(_processors(), 1 + total // _BYTES_A_PROCESS)
+        jobs = jobs or min(processors(), 1 + total // _BYTES_A_PROCESS)
         for entry, found in _results(store, manifest, entries, tables_are_good, jobs):
             done, read = done + 1, read + entry.bytes
             if found is None:
@@ -110,13 +106,15 @@ def listed_entries(store: Store, manifest: CacheManifest, bad: list[Bad]) -> Sha
     return ShardIndex.of(receipt.entry for shard, receipt in receipts.items() if shard < manifest.shards)
 
 
-def check_shard(store: Store, manifest: CacheManifest, entry: ShardEntry, tables: bytes | None) -> None:
-    """Reads the shard as any reader does, then checks what its writer can have got wrong behind a right digest.
+def check_shard(store: Store, manifest: CacheManifest, entry: ShardEntry, tables: bytes | None) -> list[Row]:
+    """The shard's rows, read as any reader does, and what its writer can have got wrong behind a right digest checked.
 
     Raises `RequestError` saying what is not good.
     """
-    for row in read_rows(store, manifest, entry, tables):
+    rows = read_rows(store, manifest, entry, tables)
+    for row in rows:
         _check_row(row, manifest, entry.shard)
+    return rows
 
 
 def _check_row(row: Row, manifest: CacheManifest, shard: int) -> None:
@@ -171,29 +169,7 @@ def _results(
 ) -> Iterator[tuple[ShardEntry, str | None]]:
     """(shard, "" where it is good, None where its file is not there, else why it is not good), as they come."""
     check: Callable[[ShardEntry], str | None] = _Check(store, manifest, decode)
-    if jobs == 1 or len(entries) < 2:
-        for entry in entries:
-            yield entry, check(entry)
-        return
-    # Processes, since decoding holds Python's lock; not forked, since the parent may have threads. This process is one
-    # of them: each other one spends a second of processor time on its imports before its first shard.
-    others = min(jobs, len(entries)) - 1
-    with ProcessPoolExecutor(others, mp_context=get_context("spawn")) as pool:
-        waiting = iter(entries)
-        pending: dict[Future[str | None], ShardEntry] = {}
-        try:
-            while True:
-                own = next(waiting, None)
-                for entry in islice(waiting, others * _AHEAD - len(pending)):
-                    pending[pool.submit(check, entry)] = entry
-                if own is not None:
-                    yield own, check(own)
-                elif not pending:
-                    return
-                for future in wait(pending, None if own is None else 0, return_when=FIRST_COMPLETED).done:
-                    yield pending.pop(future), future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    return unordered(check, entries, max(1, min(jobs, len(entries))))
 
 
 @dataclass(frozen=True)
@@ -222,7 +198,3 @@ def _tables_of(uri: str, sha256: str, size: int) -> bytes | None:
 
 def _tables(uri: str, manifest: CacheManifest) -> bytes | None:
     return None if manifest.tables is None else _tables_of(uri, manifest.tables.sha256, manifest.tables.bytes)
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0))

@@ -18,6 +18,7 @@ from distributed_kd.models.config import load_config, longest_sequence
 from distributed_kd.models.locate import cache_folder
 from distributed_kd.models.tokenizer import load_tokenizer, tokenizer_sha256
 from distributed_kd.recipe import Recipe, dump
+from distributed_kd.store.digest import differences
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.manifest import refuse_other
 from distributed_kd.student import artifact
@@ -50,8 +51,28 @@ def train(recipe: Recipe) -> None:
 def _refuse_other_cache(recipe: Recipe, logits: LogitCache, workdir: Store) -> None:
     """The cache must be this recipe's; the teacher's files are not asked, since they may be gone."""
     sequences = Sequences.of(recipe)
+    if logits.manifest.merge is not None:
+        _refuse_other_merge(recipe, logits, sequences)
+        return
     wanted = made_from_of(recipe, sequences.manifest.fingerprint, logits.manifest.teacher_identity)
     refuse_other(logits.manifest, wanted, logits.store, "a cache")
+
+
+def _refuse_other_merge(recipe: Recipe, logits: LogitCache, sequences: Sequences) -> None:
+    """A recipe does not say which teachers a merge is of: it must be over the same sequences, for the objective."""
+    manifest, own = logits.manifest, sequences.manifest
+    found = {"sequences": manifest.made_from["sequences"], "tokenizer_sha256": manifest.tokenizer_sha256}
+    wanted = {"sequences": own.fingerprint, "tokenizer_sha256": own.tokenizer.sha256}
+    if found != wanted:
+        raise RequestError(
+            f"{logits.store.uri} is a merge over other sequences than {sequences.store.uri} "
+            f"({'; '.join(differences(found, wanted))}); merge caches of these"
+        )
+    if recipe.objective.temperature not in manifest.temperatures:
+        raise RequestError(
+            f"objective.temperature {recipe.objective.temperature:g} is not in {logits.store.uri}; it holds "
+            f"{manifest.temperatures}: choose one of them, or merge caches that have it"
+        )
 
 
 def _refuse_what_does_not_fit(recipe: Recipe, logits: LogitCache, processes: int) -> None:

@@ -17,7 +17,6 @@ import numpy as np
 
 from distributed_kd import console
 from distributed_kd.cache import codecs
-from distributed_kd.cache import shard as shards
 from distributed_kd.cache.manifest import (
     FOLDER,
     CacheManifest,
@@ -25,11 +24,11 @@ from distributed_kd.cache.manifest import (
     made_from_of,
     put_tables,
     read_tables,
-    remove_leftovers,
-    totals,
+    refuse_merged,
 )
 from distributed_kd.cache.shard import Row
 from distributed_kd.cache.soft_targets import SoftTargets
+from distributed_kd.cache.writer import commit, put_rows
 from distributed_kd.corpus.sequences import Sequence, Sequences
 from distributed_kd.errors import RequestError, WorkError
 from distributed_kd.launch.ray_session import ray_session, task_errors
@@ -39,7 +38,7 @@ from distributed_kd.models.tokenizer import load_tokenizer, tokenizer_sha256
 from distributed_kd.recipe import Recipe, dump
 from distributed_kd.store.digest import fingerprint, sha256
 from distributed_kd.store.filesystem import Store
-from distributed_kd.store.index import IndexReference, ShardEntry, ShardIndex, put_index, shard_name
+from distributed_kd.store.index import IndexReference, ShardEntry, ShardIndex
 from distributed_kd.store.manifest import Run, peak_memory_bytes, refuse_other
 
 if TYPE_CHECKING:
@@ -61,6 +60,8 @@ def capture(recipe: Recipe) -> CacheManifest:
     sequences = Sequences.of(recipe)
     entries = sequences.shards("train")
     found = CacheManifest.read(store)
+    if found is not None:
+        refuse_merged(found, store, "`dkd train` reads it as it is; to capture, choose another `workdir`")
     made_from = made_from_of(recipe, sequences.manifest.fingerprint, teacher_identity(recipe, found))
     if found is not None:
         refuse_other(found, made_from, store, "a cache")
@@ -84,21 +85,6 @@ def capture(recipe: Recipe) -> CacheManifest:
         manifest, peak = compute(recipe, manifest, entries, missing, receipts, make_tables=needs_tables)
     Run(time.monotonic() - begun, peak).put(store)
     return commit(store, manifest, receipts)
-
-
-def commit(store: Store, manifest: CacheManifest, receipts: dict[int, Receipt]) -> CacheManifest:
-    """Writes the index of all shards from their receipts, then the manifest that names it: the cache is finished."""
-    remove_leftovers(store)
-    parts, kept_mass = totals(list(receipts.values()))
-    committed = manifest.model_copy(
-        update={
-            "index": put_index(store, [receipt.entry for receipt in receipts.values()]),
-            "bytes_by_part": parts,
-            "mean_kept_mass": kept_mass,
-        }
-    )
-    committed.put(store)
-    return committed
 
 
 def teacher_identity(recipe: Recipe, found: CacheManifest | None) -> dict[str, str]:
@@ -272,18 +258,7 @@ class Replica:
         sequences = self.sequences.read(shard)
         targets = self.teacher(sequences)
         rows = [Row(sequence, own) for sequence, own in zip(sequences, targets, strict=True)]
-        data, parts = shards.encode(rows, manifest.codec, manifest.fingerprint, shard, self.tables)
-        self.store.put(shard_name(shard), data)
-        positions = sum(len(own) for own in targets)
-        entry = ShardEntry(shard, len(rows), positions, len(data), sha256(data))
-        receipt = Receipt(manifest.fingerprint, entry, parts, _kept_mass(rows))
-        receipt.put(self.store)
-        return receipt
+        return put_rows(self.store, manifest, shard, rows, self.tables)
 
     def peak_memory_bytes(self) -> int:
         return peak_memory_bytes()
-
-
-def _kept_mass(rows: list[Row]) -> float:
-    """Kept mass summed over positions, at the first temperature: sigmoid(-odds)."""
-    return sum(float((1.0 / (1.0 + np.exp(row.targets.tail_odds[:, 0].astype(np.float64)))).sum()) for row in rows)

@@ -11,15 +11,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from distributed_kd import console
-from distributed_kd.cache.manifest import FOLDER, TABLES_NAME, CacheManifest, Receipt, made_from_of, remove_leftovers
+from distributed_kd.cache.manifest import (
+    FOLDER,
+    TABLES_NAME,
+    CacheManifest,
+    Receipt,
+    made_from_of,
+    refuse_merged,
+    remove_leftovers,
+)
 from distributed_kd.cache.verify import Bad, listed_entries, verify
+from distributed_kd.cache.writer import commit
 from distributed_kd.corpus.sequences import Sequences
 from distributed_kd.errors import RequestError, WorkError
 from distributed_kd.recipe import Recipe
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import INDEX_NAME
 from distributed_kd.store.manifest import refuse_other
-from distributed_kd.teacher.capture import commit, compute, teacher_identity
+from distributed_kd.teacher.capture import compute, teacher_identity
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,7 @@ def repair(recipe: Recipe) -> Repaired:
     manifest = CacheManifest.read(store)
     if manifest is None:
         raise RequestError(f"{store.uri} holds no cache to repair; run `dkd cache`")
+    refuse_merged(manifest, store, "no teacher can repair it: delete it and run `dkd merge` again")
     refuse_other(
         manifest,
         made_from_of(recipe, sequences.manifest.fingerprint, teacher_identity(recipe, manifest)),

@@ -16,12 +16,12 @@ import pytest
 
 from distributed_kd import cache
 from distributed_kd.cache.manifest import RECEIPTS, CacheManifest, Receipt, put_tables, read_tables
+from distributed_kd.cache.writer import commit
 from distributed_kd.errors import RequestError
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.folder import put_folder
 from distributed_kd.store.index import INDEX_NAME, ShardEntry, read_shard, shard_name
 from distributed_kd.store.whole import remove_leftovers, whole_file
-from distributed_kd.teacher.capture import commit
 from tests.cache.caches import make_cache
 from tests.store.killing import kills, steps_of
 

@@ -16,6 +16,7 @@ from distributed_kd.cache import codecs, shard
 from distributed_kd.cache.manifest import CacheManifest, Receipt, put_tables
 from distributed_kd.cache.shard import Row
 from distributed_kd.cache.soft_targets import SoftTargets
+from distributed_kd.cache.writer import commit
 from distributed_kd.corpus.packing import pack
 from distributed_kd.errors import RequestError
 from distributed_kd.models.locate import identity
@@ -24,7 +25,6 @@ from distributed_kd.store.digest import fingerprint, sha256
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import ShardEntry, shard_name
 from distributed_kd.teacher.audit import audit
-from distributed_kd.teacher.capture import commit
 from distributed_kd.teacher.forward import TeacherForward
 from tests import toys
 from tests.commands import dkd, said

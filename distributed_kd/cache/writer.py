@@ -1,0 +1,53 @@
+"""Writing a cache: shard by shard, each followed by its receipt, then the index and the manifest that names it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from distributed_kd.cache import shard as shards
+from distributed_kd.cache.manifest import CacheManifest, ErrorBound, Receipt, remove_leftovers, totals
+from distributed_kd.cache.shard import Row
+from distributed_kd.store.digest import sha256
+from distributed_kd.store.filesystem import Store
+from distributed_kd.store.index import ShardEntry, put_index, shard_name
+
+
+def put_rows(
+    store: Store,
+    manifest: CacheManifest,
+    shard: int,
+    rows: list[Row],
+    tables: bytes | None = None,
+    error_bound: ErrorBound | None = None,
+) -> Receipt:
+    """Encodes and writes one shard, then its receipt. tables: the bytes of the cache's code tables, where it has some.
+
+    error_bound: of a merge, see `Receipt`.
+    """
+    data, parts = shards.encode(rows, manifest.codec, manifest.fingerprint, shard, tables)
+    store.put(shard_name(shard), data)
+    positions = sum(len(row.targets) for row in rows)
+    entry = ShardEntry(shard, len(rows), positions, len(data), sha256(data))
+    receipt = Receipt(manifest.fingerprint, entry, parts, _kept_mass(rows), error_bound)
+    receipt.put(store)
+    return receipt
+
+
+def commit(store: Store, manifest: CacheManifest, receipts: dict[int, Receipt]) -> CacheManifest:
+    """Writes the index of all shards from their receipts, then the manifest that names it: the cache is finished."""
+    remove_leftovers(store)
+    parts, kept_mass = totals(list(receipts.values()))
+    committed = manifest.model_copy(
+        update={
+            "index": put_index(store, [receipt.entry for receipt in receipts.values()]),
+            "bytes_by_part": parts,
+            "mean_kept_mass": kept_mass,
+        }
+    )
+    committed.put(store)
+    return committed
+
+
+def _kept_mass(rows: list[Row]) -> float:
+    """Kept mass summed over positions, at the first temperature: sigmoid(-odds)."""
+    return sum(float((1.0 / (1.0 + np.exp(row.targets.tail_odds[:, 0].astype(np.float64)))).sum()) for row in rows)
