@@ -26,7 +26,7 @@ def test_help_names_every_command() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["plan", "x.yaml"], ["audit", "x"], ["status", "x"], ["doctor"],
+        ["plan", "x.yaml"], ["status", "x"], ["doctor"],
     ],
 )  # fmt: skip
 def test_what_is_not_there_yet_says_so(arguments: list[str]) -> None:
