@@ -173,7 +173,7 @@ def hard_targets(draw_from):
     )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(hard_targets())
 def test_any_targets_come_back(code, case):
     targets, tokens, lengths = case

@@ -104,7 +104,7 @@ def ensembles(draw_from: st.DrawFn, one_vocabulary: bool = False, whole: bool = 
     return members, (weights / weights.sum()).tolist(), logits
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(ensembles())
 def test_the_arithmetic_mean_is_the_dense_one_and_within_its_bound(case) -> None:
     members, weights, logits = case
@@ -124,7 +124,7 @@ def test_the_arithmetic_mean_is_the_dense_one_and_within_its_bound(case) -> None
         assert not whole or (bound == 0).all()
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(ensembles(one_vocabulary=True))
 def test_the_geometric_mean_is_the_dense_one(case) -> None:
     members, weights, _ = case
@@ -132,7 +132,7 @@ def test_the_geometric_mean_is_the_dense_one(case) -> None:
     assert_is_mean(found, members, weights, "geometric")
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(ensembles(one_vocabulary=True, whole=True), st.sampled_from(["arithmetic", "geometric"]))
 def test_members_that_keep_all_have_the_exact_mean(case, mean: str) -> None:
     """Against softmaxes of the logits themselves; the geometric mean is one set of logits for every temperature."""
