@@ -36,6 +36,9 @@ def put_rows(
 def commit(store: Store, manifest: CacheManifest, receipts: dict[int, Receipt]) -> CacheManifest:
     """Writes the index of all shards from their receipts, then the manifest that names it: the cache is finished."""
     remove_leftovers(store)
+    if manifest.index is not None:  # committed anew: unfinished in between, so that no manifest names another index
+        manifest = manifest.model_copy(update={"index": None, "bytes_by_part": None, "mean_kept_mass": None})
+        manifest.put(store)
     parts, kept_mass = totals(list(receipts.values()))
     committed = manifest.model_copy(
         update={
