@@ -137,6 +137,9 @@ class Capture(Section):
     table_positions: Positive = Field(
         65_536, description="compact-1: positions in the sample that its code tables are made from, about"
     )
+    stall_minutes: float = Field(
+        10.0, gt=0.0, description="a replica in which no position passes the teacher for so long is replaced"
+    )
     address: str | None = Field(None, description="Ray cluster address; a local Ray when not given")
 
 

@@ -1,55 +1,49 @@
-"""The cache stage: Ray actors over shard numbers.
+"""The cache stage: replicas of the teacher over shard numbers.
 
-One unit of work is one whole shard. The actor reads sequence shard `i`, runs the teacher, writes logit shard `i`
-and then its receipt, and returns the receipt: logits never enter Ray's object store. The driver hands out the
-numbers that have no receipt yet and commits the manifest when none is missing, so a capture that died goes on
-where its receipts end. A codec with code tables has them made by one replica before the first shard, from sequences
-spread evenly over the training shards: the manifest names their digest, and so does every shard.
+One unit of work is one whole shard. A replica reads sequence shard `i`, runs the teacher, writes logit shard `i` and
+then its receipt, and returns the receipt: logits never enter Ray's object store. The driver hands out the numbers that
+have no receipt yet (`schedule.py`) to the replicas that the cluster has room for (`fleet.py`), and commits the manifest
+when none is missing: a capture that died goes on where its receipts end. A codec with code tables has them made by one
+replica before the first shard, from sequences spread evenly over the training shards: the manifest names their digest,
+and so does every shard.
 """
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from functools import cached_property
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from distributed_kd import console
 from distributed_kd.cache import codecs
-from distributed_kd.cache.manifest import (
-    FOLDER,
-    CacheManifest,
-    Receipt,
-    made_from_of,
-    put_tables,
-    read_tables,
-    refuse_merged,
-)
-from distributed_kd.cache.shard import Row
-from distributed_kd.cache.soft_targets import SoftTargets
-from distributed_kd.cache.writer import commit, put_rows
-from distributed_kd.corpus.sequences import Sequence, Sequences
-from distributed_kd.errors import RequestError, WorkError
+from distributed_kd.cache.manifest import FOLDER, CacheManifest, Receipt, made_from_of, refuse_merged
+from distributed_kd.cache.writer import commit
+from distributed_kd.corpus.sequences import Sequences
+from distributed_kd.errors import RequestError, Stopped, WorkError
 from distributed_kd.launch.ray_session import ray_session, task_errors
 from distributed_kd.models.config import load_config, vocabulary_size
 from distributed_kd.models.locate import identity, locate
 from distributed_kd.models.tokenizer import load_tokenizer, tokenizer_sha256
 from distributed_kd.recipe import Recipe, dump
-from distributed_kd.store.digest import fingerprint, sha256
+from distributed_kd.store.digest import fingerprint
 from distributed_kd.store.filesystem import Store
-from distributed_kd.store.index import IndexReference, ShardEntry, ShardIndex
+from distributed_kd.store.index import ShardEntry, ShardIndex
+from distributed_kd.store.lease import lease
 from distributed_kd.store.manifest import Run, peak_memory_bytes, refuse_other
+from distributed_kd.teacher.schedule import Schedule
 
 if TYPE_CHECKING:
-    from distributed_kd.teacher.forward import TeacherForward
+    from distributed_kd.teacher.fleet import Fleet
 
 # Bytes a kept id and a position take in the simple codec, measured at K = 64 on text; only to refuse a full disk.
 _BYTES_A_KEPT_ID = 2.5
 _BYTES_A_POSITION = 8.0
 
-# Code tables are made from at least so many shards, where there are as many, so that the sample is no one corner.
-_TABLE_SHARDS = 16
+_POLL_SECONDS = 1.0
+_FIT_SECONDS = 5.0  # between looks at whether the cluster has room for more replicas
 
 
 def capture(recipe: Recipe) -> CacheManifest:
@@ -72,19 +66,20 @@ def capture(recipe: Recipe) -> CacheManifest:
     else:
         manifest = _new_manifest(recipe, sequences, made_from, len(entries))
         store.check_writable()
-        _refuse_full_disk(store, recipe, manifest.k, sum(entry.positions for entry in entries))
-        store.put("recipe.yaml", dump(recipe).encode())
-
-    receipts = Receipt.read_all(store, manifest.fingerprint)
-    missing = [entry for entry in entries if entry.shard not in receipts]
-    if len(missing) < len(entries):
-        console.say(f"cache: {len(receipts)} of {len(entries)} shards are there already; going on")
-    peak = peak_memory_bytes()
-    needs_tables = manifest.tables is None and codecs.find(manifest.codec).build_tables is not None
-    if missing or needs_tables:
-        manifest, peak = compute(recipe, manifest, entries, missing, receipts, make_tables=needs_tables)
-    Run(time.monotonic() - begun, peak).put(store)
-    return commit(store, manifest, receipts)
+        _refuse_full_disk(store, recipe, manifest.k, int(entries.positions.sum()))
+    with lease(store, "dkd cache"):
+        if found is None:
+            store.put("recipe.yaml", dump(recipe).encode())
+        receipts = Receipt.read_all(store, manifest.fingerprint)
+        missing = [entry for entry in entries if entry.shard not in receipts]
+        if len(missing) < len(entries):
+            console.say(f"cache: {len(receipts)} of {len(entries)} shards are there already; going on")
+        peak = peak_memory_bytes()
+        needs_tables = manifest.tables is None and codecs.find(manifest.codec).build_tables is not None
+        if missing or needs_tables:
+            manifest, peak = compute(recipe, manifest, entries, missing, receipts, make_tables=needs_tables)
+        Run(time.monotonic() - begun, peak).put(store)
+        return commit(store, manifest, receipts)
 
 
 def teacher_identity(recipe: Recipe, found: CacheManifest | None) -> dict[str, str]:
@@ -151,114 +146,85 @@ def compute(
 
     make_tables: make the codec's code tables first; those that the manifest names already, if it does. A manifest that
     is not yet in the store is written before the first shard. Returns the manifest with its code tables, and the
-    replicas' peak memory in bytes. Raises `RequestError` where a replica refuses, `WorkError` where one fails.
+    replicas' peak memory in bytes. Raises `RequestError` where the teacher is refused, `WorkError` naming the shards
+    that were set aside, when everything else is written.
     """
-    import ray
-    from ray.util import ActorPool
+    with ray_session(recipe.capture.address), task_errors(), stopped_by_sigterm():
+        from distributed_kd.teacher.fleet import Fleet
 
-    with ray_session(recipe.capture.address), task_errors():
-        count, resources = _replicas(recipe, len(missing))
-        # Ray starts a replica again when its process dies, and gives it its shard again; an error is not retried.
-        actor = ray.remote(**resources, max_restarts=3, max_task_retries=3)(Replica)
-        replicas: list[Any] = [actor.remote(recipe) for _ in range(count)]
+        fleet = Fleet(recipe)
+        fleet.fit(len(missing))
         if make_tables:
             console.say(f"cache: making the code tables of {manifest.codec} from a sample")
-            tables = ray.get(replicas[0].make_tables.remote([entry.shard for entry in entries], manifest.tables))
+            tables = fleet.make_tables([entry.shard for entry in entries], manifest.tables)
             manifest = manifest.model_copy(update={"tables": tables})
         store = Store(recipe.workdir).child(FOLDER)
         if CacheManifest.read(store) != manifest:
             manifest.put(store)
-        shards_done = ActorPool(replicas).map_unordered(
-            lambda replica, shard: replica.capture.remote(shard, manifest), [entry.shard for entry in missing]
-        )
+        schedule = Schedule(entry.shard for entry in missing)
         positions, written, begun = 0, 0, time.monotonic()
         with console.progress("cache", sum(entry.positions for entry in missing)) as advance:
-            for receipt in shards_done:
+            for receipt in run(fleet, schedule, manifest):
                 receipts[receipt.entry.shard] = receipt
                 positions += receipt.entry.positions
                 written += receipt.entry.bytes
                 rate = positions / (time.monotonic() - begun)
-                advance(positions, f"{rate:,.0f} positions/s, {written / positions:.0f} bytes a position")
-        return manifest, max(ray.get([replica.peak_memory_bytes.remote() for replica in replicas]))
-
-
-def _replicas(recipe: Recipe, work: int) -> tuple[int, dict[str, Any]]:
-    """How many replicas, and what each asks of Ray: a GPU each where there are any, else `threads` processors.
-
-    The number of threads is the recipe's and not a share of the machine: sums over other numbers of threads differ
-    in their last bits, and a shard's bytes must not depend on how many replicas there were.
-    """
-    import ray
-
-    available = ray.cluster_resources()
-    gpus, processors = int(available.get("GPU", 0)), int(available.get("CPU", 1))
-    wanted, threads = recipe.capture.replicas, min(recipe.capture.threads, processors)
-    # A replica that Ray has no place for would wait, with its shard, for ever.
-    fitting = gpus or processors // threads
-    if isinstance(wanted, int) and wanted > fitting:
-        console.say(f"cache: {wanted} replicas are asked for and {fitting} fit the cluster; going on with {fitting}")
-    count = min(max(1, work), wanted if isinstance(wanted, int) else fitting, fitting)
-    return count, {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": threads}
-
-
-class Replica:
-    """Ray actor: one copy of the teacher, loaded with the first shard, so that a refusal reaches the driver."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        workdir = Store(recipe.workdir)
-        self.recipe = recipe
-        self.store = workdir.child(FOLDER)
-        self.sequences = Sequences.of(recipe)
-        self.tables: bytes | None = None
-
-    @cached_property
-    def teacher(self) -> TeacherForward:
-        import torch
-
-        from distributed_kd.teacher.forward import TeacherForward
-
-        torch.set_num_threads(self.recipe.capture.threads)
-        return TeacherForward(self.recipe.teachers[0], self.recipe.targets, self.recipe.capture)
-
-    def make_tables(self, train_shards: list[int], known: IndexReference | None) -> IndexReference:
-        """Writes the code tables of the recipe's codec, made from a sample of the training sequences.
-
-        Raises `WorkError`, and writes nothing, when they are not the `known` ones that shards were written with.
-        """
-        build = codecs.find(self.recipe.capture.codec).build_tables
-        assert build is not None  # the driver asks only then
-        sample = self._sample(train_shards, self.recipe.capture.table_positions)
-        targets = SoftTargets.concatenate(self.teacher(sample))
-        tokens = np.concatenate([sequence.input_ids[sequence.loss_mask] for sequence in sample])
-        try:
-            data = build(targets, tokens, self.teacher.vocabulary_size, self.recipe.targets.draws or 0)
-        except ValueError as error:
-            raise RequestError(f"no code tables of {self.recipe.capture.codec} for these targets: {error}") from error
-        if known is not None and (len(data), sha256(data)) != (known.bytes, known.sha256):
+                note = f"{rate:,.0f} positions/s, {written / positions:.0f} bytes a position, {fleet.size} replicas"
+                advance(positions, note + (f", {schedule.failures} failures" if schedule.failures else ""))
+        if schedule.set_aside:
+            lines = "; ".join(f"shard {shard}: {why}" for shard, why in sorted(schedule.set_aside.items())[:5])
             raise WorkError(
-                f"the code tables made here are not those that {self.store.uri} was written with (another device or "
-                "version of torch?); repair it where it was captured, or delete it to capture it again"
+                f"{len(schedule.set_aside)} of {len(missing)} shards were set aside, the others are written ({lines}); "
+                "mend the cause and run the same command"
             )
-        return put_tables(self.store, data)
+        return manifest, fleet.peak_memory_bytes()
 
-    def _sample(self, train_shards: list[int], positions: int) -> list[Sequence]:
-        """Sequences of about so many positions in all: whole shards spread evenly, then every so-manyth sequence."""
-        total = self.sequences.manifest.splits["train"].positions
-        wanted = min(positions, total)
-        count = min(len(train_shards), max(1, -(-wanted * len(train_shards) // total), _TABLE_SHARDS))
-        places = np.linspace(0, len(train_shards) - 1, count).round().astype(int)
-        read = [sequence for place in places for sequence in self.sequences.read(train_shards[place])]
-        step = max(1, sum(sequence.positions for sequence in read) // wanted)
-        return read[::step]
 
-    def capture(self, shard: int, manifest: CacheManifest) -> Receipt:
-        """One shard: read, run, encode, write, then the receipt."""
-        if self.tables is None:
-            self.tables = read_tables(self.store, manifest.tables)
-        sequences = self.sequences.read(shard)
-        targets = self.teacher(sequences)
-        rows = [Row(sequence, own) for sequence, own in zip(sequences, targets, strict=True)]
-        return put_rows(self.store, manifest, shard, rows, self.tables)
+def run(fleet: Fleet, schedule: Schedule, manifest: CacheManifest) -> Iterator[Receipt]:
+    """Gives shards to replicas until none is left, whatever becomes of them meanwhile; yields receipts as they come.
 
-    def peak_memory_bytes(self) -> int:
-        return peak_memory_bytes()
+    Raises `WorkError` when replicas are lost one after the other and nothing is finished in between.
+    """
+    fitted = time.monotonic()
+    while not schedule.is_done:
+        if time.monotonic() - fitted > _FIT_SECONDS:
+            fleet.fit(schedule.waiting + len(schedule.in_work))
+            fitted = time.monotonic()
+        for replica in list(fleet.idle):
+            shard = schedule.give(replica)
+            if shard is None:
+                break
+            fleet.give(replica, shard, manifest)
+        for event in fleet.wait(_POLL_SECONDS):
+            if event.kind == "done":
+                schedule.finish(event.replica)
+                yield event.value
+            elif event.kind == "failed":
+                shard = schedule.fail(event.replica, event.value)
+                console.say(f"cache: shard {shard} failed: {event.value}")
+            else:
+                shard = schedule.lose(event.replica, event.value)
+                having = "" if shard is None else f" with shard {shard}"
+                console.say(f"cache: {event.replica} was lost{having}: {event.value}")
+                if schedule.is_hopeless(fleet.size):
+                    raise WorkError(
+                        f"{schedule.lost_in_a_row} replicas were lost one after the other, the last: {event.value}; "
+                        "what is written stays good: mend the cause and run the same command"
+                    )
+
+
+@contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM, which preemption sends, ends the block with `Stopped`: shards in work are dropped, others are safe."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise Stopped("stopped by SIGTERM; resume with the same command")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

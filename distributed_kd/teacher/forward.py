@@ -30,6 +30,7 @@ class TeacherForward:
     def __init__(self, teacher: Teacher, targets: Targets, capture: Capture) -> None:
         self.targets = targets
         self.capture = capture
+        self.positions = 0  # that have passed through the head, ever
         self.device = choose_device()
         folder = locate(teacher.model, teacher.revision)
         model = load_causal_lm(folder, resolve_dtype(teacher.dtype, self.device), self.device)
@@ -72,6 +73,7 @@ class TeacherForward:
         )
         scored = hidden[torch.from_numpy(batch.loss_mask).to(self.device)]  # [positions, D]
         for chunk in scored.split(self.capture.head_chunk):
+            self.positions += len(chunk)
             yield self._head.logits(chunk).float()
 
     def _numbers(self, group: list[Sequence]) -> np.ndarray | None:

@@ -27,6 +27,7 @@ from distributed_kd.errors import RequestError, WorkError
 from distributed_kd.recipe import Recipe
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import INDEX_NAME
+from distributed_kd.store.lease import lease
 from distributed_kd.store.manifest import refuse_other
 from distributed_kd.teacher.capture import compute, teacher_identity
 
@@ -72,6 +73,11 @@ def repair(recipe: Recipe) -> Repaired:
     )
 
     remove_leftovers(store)
+    with lease(store, "dkd repair"):
+        return _repair(recipe, store, manifest, sequences)
+
+
+def _repair(recipe: Recipe, store: Store, manifest: CacheManifest, sequences: Sequences) -> Repaired:
     found = verify(store)
     for one in found.bad:
         console.say(f"repair: {one.file}: {one.reason}")

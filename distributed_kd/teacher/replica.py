@@ -1,0 +1,97 @@
+"""One copy of the teacher, as a Ray actor: a shard number in, a receipt out; the logits go from here to the store."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from distributed_kd.cache import codecs
+from distributed_kd.cache.manifest import FOLDER, CacheManifest, Receipt, put_tables, read_tables
+from distributed_kd.cache.shard import Row
+from distributed_kd.cache.soft_targets import SoftTargets
+from distributed_kd.cache.writer import put_rows
+from distributed_kd.corpus.sequences import Sequence, Sequences
+from distributed_kd.errors import RequestError, WorkError
+from distributed_kd.recipe import Recipe
+from distributed_kd.store.digest import sha256
+from distributed_kd.store.filesystem import Store
+from distributed_kd.store.index import IndexReference
+from distributed_kd.store.manifest import peak_memory_bytes
+
+if TYPE_CHECKING:
+    from distributed_kd.teacher.forward import TeacherForward
+
+# Code tables are made from at least so many shards, where there are as many, so that the sample is no one corner.
+_TABLE_SHARDS = 16
+
+
+class Replica:
+    """`capture` and `make_tables` run one at a time; `progress` is answered meanwhile, in the group "watch"."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.store = Store(recipe.workdir).child(FOLDER)
+        self.sequences = Sequences.of(recipe)
+        self.tables: bytes | None = None
+
+    @cached_property
+    def teacher(self) -> TeacherForward:
+        import torch
+
+        from distributed_kd.teacher.forward import TeacherForward
+
+        torch.set_num_threads(self.recipe.capture.threads)
+        return TeacherForward(self.recipe.teachers[0], self.recipe.targets, self.recipe.capture)
+
+    def load(self) -> None:
+        """Loads the teacher. Raises `RequestError` for one that does not fit."""
+        assert self.teacher
+
+    def progress(self) -> int:
+        """Positions that the teacher has gone through since it was loaded."""
+        loaded = self.__dict__.get("teacher")  # a cached property: asked for, it would be loaded here as well
+        return 0 if loaded is None else loaded.positions
+
+    def make_tables(self, train_shards: list[int], known: IndexReference | None) -> IndexReference:
+        """Writes the code tables of the recipe's codec, made from a sample of the training sequences.
+
+        Raises `WorkError`, and writes nothing, when they are not the `known` ones that shards were written with.
+        """
+        build = codecs.find(self.recipe.capture.codec).build_tables
+        assert build is not None  # the driver asks only then
+        sample = self._sample(train_shards, self.recipe.capture.table_positions)
+        targets = SoftTargets.concatenate(self.teacher(sample))
+        tokens = np.concatenate([sequence.input_ids[sequence.loss_mask] for sequence in sample])
+        try:
+            data = build(targets, tokens, self.teacher.vocabulary_size, self.recipe.targets.draws or 0)
+        except ValueError as error:
+            raise RequestError(f"no code tables of {self.recipe.capture.codec} for these targets: {error}") from error
+        if known is not None and (len(data), sha256(data)) != (known.bytes, known.sha256):
+            raise WorkError(
+                f"the code tables made here are not those that {self.store.uri} was written with (another device or "
+                "version of torch?); repair it where it was captured, or delete it to capture it again"
+            )
+        return put_tables(self.store, data)
+
+    def _sample(self, train_shards: list[int], positions: int) -> list[Sequence]:
+        """Sequences of about so many positions in all: whole shards spread evenly, then every so-manyth sequence."""
+        total = self.sequences.manifest.splits["train"].positions
+        wanted = min(positions, total)
+        count = min(len(train_shards), max(1, -(-wanted * len(train_shards) // total), _TABLE_SHARDS))
+        places = np.linspace(0, len(train_shards) - 1, count).round().astype(int)
+        read = [sequence for place in places for sequence in self.sequences.read(train_shards[place])]
+        step = max(1, sum(sequence.positions for sequence in read) // wanted)
+        return read[::step]
+
+    def capture(self, shard: int, manifest: CacheManifest) -> Receipt:
+        """One shard: read, run, encode, write, then the receipt."""
+        if self.tables is None:
+            self.tables = read_tables(self.store, manifest.tables)
+        sequences = self.sequences.read(shard)
+        rows = [Row(sequence, own) for sequence, own in zip(sequences, self.teacher(sequences), strict=True)]
+        return put_rows(self.store, manifest, shard, rows, self.tables)
+
+    def peak_memory_bytes(self) -> int:
+        return peak_memory_bytes()

@@ -1,0 +1,82 @@
+"""The driver's decisions, as a machine without Ray and without a clock."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distributed_kd.teacher.schedule import MOST_ERRORS, MOST_LOSSES, Schedule
+
+
+@given(st.integers(0, 30), st.integers(1, 6), st.integers(0, 2**31))
+def test_every_shard_is_finished_once_whatever_is_lost(shards: int, replicas: int, seed: int) -> None:
+    """Losses and errors at random, fewer for a shard than would set it aside."""
+    drawn = random.Random(seed)
+    schedule = Schedule(range(shards))
+    trouble = {shard: drawn.choice([0, 0, 1, 2]) for shard in range(shards)}
+    finished: list[int] = []
+    idle = [f"r{number}" for number in range(replicas)]
+    while not schedule.is_done:
+        for replica in list(idle):
+            if schedule.give(replica) is None:
+                break
+            idle.remove(replica)
+        assert len(set(schedule.in_work.values())) == len(schedule.in_work), "a shard is in work twice"
+        replica = drawn.choice(sorted(schedule.in_work))
+        shard = schedule.in_work[replica]
+        if trouble[shard]:
+            trouble[shard] -= 1
+            if drawn.random() < 0.5:
+                assert schedule.fail(replica, "error") == shard
+                idle.append(replica)
+            else:
+                assert schedule.lose(replica, "gone") == shard
+                idle.append(f"{replica}'")  # one that takes its place
+        else:
+            finished.append(schedule.finish(replica))
+            idle.append(replica)
+    assert sorted(finished) == list(range(shards))
+    assert not schedule.set_aside
+
+
+def test_a_shard_that_fails_three_times_is_set_aside_and_the_others_go_first() -> None:
+    schedule = Schedule([0, 1, 2])
+    order = []
+    while not schedule.is_done:
+        shard = schedule.give("r")
+        assert shard is not None
+        order.append(shard)
+        if shard == 0:
+            schedule.fail("r", f"error {order.count(0)}")
+        else:
+            schedule.finish("r")
+    assert order == [0, 1, 2, *[0] * (MOST_ERRORS - 1)]
+    assert schedule.set_aside == {0: f"error {MOST_ERRORS}"}
+    assert schedule.failures == MOST_ERRORS
+
+
+def test_a_lost_replicas_shard_is_done_next_and_one_that_ends_replicas_is_set_aside() -> None:
+    schedule = Schedule([5, 6])
+    for number in range(MOST_LOSSES):
+        assert schedule.give(f"r{number}") == 5
+        assert schedule.lose(f"r{number}", "out of memory") == 5
+    assert schedule.set_aside.keys() == {5}
+    assert "out of memory" in schedule.set_aside[5]
+    assert schedule.give("r9") == 6
+    assert schedule.lose("r8", "an idle one") is None
+    assert schedule.in_work == {"r9": 6}
+
+
+def test_losses_one_after_the_other_are_hopeless_and_a_receipt_is_hope() -> None:
+    schedule = Schedule(range(100))
+    for number in range(2 * MOST_LOSSES - 1):
+        schedule.lose(f"r{number}", "gone")
+    assert not schedule.is_hopeless(replicas=2)
+    schedule.give("r")
+    schedule.finish("r")
+    for number in range(2 * MOST_LOSSES):
+        assert not schedule.is_hopeless(replicas=2)
+        schedule.lose(f"s{number}", "gone")
+    assert schedule.is_hopeless(replicas=2)
