@@ -12,6 +12,7 @@ each library has it. Exits with `MISSING` where the library is not installed.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import resource
 import shutil
@@ -98,11 +99,8 @@ def measure(name: str, samples: list[Sample]) -> dict[str, float]:
 
 def main() -> None:
     name, folder = sys.argv[1:]
-    try:
-        __import__("streaming" if name.startswith("MDS") else "litdata")
-    except ImportError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(MISSING) from error
+    if importlib.util.find_spec("streaming" if name.startswith("MDS") else "litdata") is None:
+        raise SystemExit(MISSING)
     figures = {}
     for file in sorted(Path(folder).glob("*.npz")):
         arrays = dict(np.load(file))

@@ -16,6 +16,7 @@ from distributed_kd.cache.codecs.quantiser import KL_BUDGET
 WIDTHS = (16, 64, 128)
 BUDGETS = (3e-5, 1e-4, KL_BUDGET, 1e-3, 3e-3)
 MUST_BYTES, MUST_KL = 88, 3e-4  # what compact-1 has to stay below at K = 64
+TICKS = (20, 50, 100, 200, 400)
 COLOURS = dict(zip(WIDTHS, ("#1b7f5c", "#1f5fa8", "#a8471f"), strict=True))
 
 
@@ -45,7 +46,9 @@ def draw(report: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8.5, 5.2), layout="constrained")
-    axes.set(yscale="log", xlim=(0, 440), ylim=(2e-8, 1e-2))
+    axes.set(xscale="log", yscale="log", xlim=(14, 560), ylim=(4e-9, 2e-2))
+    axes.set_xticks(TICKS, [str(tick) for tick in TICKS])
+    axes.minorticks_off()
     axes.set_xlabel("bytes a position, whole file with input ids")
     axes.set_ylabel("KL that coding adds at T = 1, nats a position")
     axes.grid(color="0.92")
@@ -60,20 +63,22 @@ def draw(report: dict[str, Any], path: Path) -> None:
         axes.annotate(f"compact-1\nK = {k}", (size[-1], kl[-1]), (0, 6), textcoords="offset points", color=colour,
                       ha="center", va="bottom")  # fmt: skip
 
-    def point(targets: str, layout: str, label: str, marker: str, colour: str) -> None:
+    def point(targets: str, layout: str, label: str, marker: str, colour: str, above: bool) -> None:
         row = next(r for r in report["rows"] if (r["targets"], r["layout"]) == (targets, layout))
         at = row["bytes_per_position"], row["kl"]["1"]
         axes.plot(*at, marker, color=colour, markersize=6)
-        axes.annotate(label, at, (0, 8), textcoords="offset points", color=colour, ha="center")
+        axes.annotate(label, at, (0, 8 if above else -9), textcoords="offset points", color=colour, ha="center",
+                      va="bottom" if above else "top")  # fmt: skip
 
     for k, colour in COLOURS.items():
-        point(f"top-{k}", "plain-1", f"plain-1, K = {k}", "s", colour)
+        point(f"top-{k}", "plain-1", f"plain-1\nK = {k}", "s", colour, above=True)
     for k in (16, 64):
-        point(f"top-{k}", "Arrow", f"Arrow, K = {k}", "^", COLOURS[k])
-    point("50 draws", "24-bit entries", "24-bit entries, 50 draws", "D", "0.35")
+        point(f"top-{k}", "Arrow", f"Arrow, float16\nK = {k}", "^", COLOURS[k], above=False)
+    point("50 draws", "24-bit entries", "24-bit entries\n50 draws", "D", "0.35", above=False)
 
-    axes.plot([0, MUST_BYTES, MUST_BYTES], [MUST_KL, MUST_KL, axes.get_ylim()[0]], ":", color="0.45", linewidth=1)
-    axes.annotate("K = 64 must lie in here:\n88 bytes, 3e-4 nats", (MUST_BYTES, 2e-6), (6, 0),
+    left, bottom = axes.get_xlim()[0], axes.get_ylim()[0]
+    axes.plot([left, MUST_BYTES, MUST_BYTES], [MUST_KL, MUST_KL, bottom], ":", color="0.45", linewidth=1)
+    axes.annotate("K = 64 must lie in here:\n88 bytes, 3e-4 nats", (MUST_BYTES, 1e-6), (6, 0),
                   textcoords="offset points", color="0.35", fontsize=9, va="center")  # fmt: skip
     axes.annotate("large dots: the default budget", (0.99, 0.98), xycoords="axes fraction", ha="right", va="top",
                   color="0.35", fontsize=9)  # fmt: skip
