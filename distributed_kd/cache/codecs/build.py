@@ -27,11 +27,17 @@ _SEED_SMOOTHING = 20  # the first round's types are single positions: mixed less
 _OFTEN = 4  # a token seen less often shares the class of unseen ones
 
 
-def build_tables(sample: SoftTargets, tokens: np.ndarray, vocabulary_size: int, draws: int = 0) -> bytes:
+def build_tables(
+    sample: SoftTargets,
+    tokens: np.ndarray,
+    vocabulary_size: int,
+    draws: int = 0,
+    kl_budget: float = quantisers.KL_BUDGET,
+) -> bytes:
     """The table file for a cache whose positions are like `sample`. Raises `ValueError` for what cannot be cached.
 
     tokens: [N] the token at each position; draws: how many ids were drawn a position, at the only temperature, where
-    targets are drawn, else 0.
+    targets are drawn, else 0; kl_budget: nats a position that levels may add on the sample (drawn ids are exact).
     The cache keeps at most as many ids a position as the sample is wide.
     """
     width = sample.ids.shape[1]
@@ -42,7 +48,7 @@ def build_tables(sample: SoftTargets, tokens: np.ndarray, vocabulary_size: int, 
         )
     if sample.ids.size > tables.LARGEST_COUNT:
         raise ValueError(f"a sample of {len(sample)} positions is more than code tables are made from; take fewer")
-    quantiser = quantisers.of_draws(draws, sample.temperatures[0]) if draws else quantisers.fit(sample)
+    quantiser = quantisers.of_draws(draws, sample.temperatures[0]) if draws else quantisers.fit(sample, kl_budget)
     levels = quantiser.levels(sample)
     steps = tail.quantise(sample.tail_odds)
     kinds, counts, seen = _types(sample.ids, levels >= 0, tokens, vocabulary_size)

@@ -82,8 +82,12 @@ def decode(
         quantiser.draws > 0, code.level_starts, levels, kept,
     )  # fmt: skip
     _refuse(failed, "levels")
-    ids = np.empty((positions, code.width), np.int32)
-    _refuse(_pop_ids(*words["ids"], ends, levels, kept, _classes(tokens, code), code.coder, ids), "ids")
+    ids = np.empty(levels.size + id_stream.BLOCK, np.int32)
+    failed = id_stream.pop_ids(
+        *words["ids"], ends, levels.ravel(), kept, _classes(tokens, code), code.width, code.coder, ids
+    )
+    _refuse(failed, "ids")
+    ids = ids[: levels.size].reshape(levels.shape)
     logits = np.empty((positions, code.width), np.float32)
     _fill(levels, kept, quantiser.values, ids, logits)
     return SoftTargets(ids, logits, tail.dequantise(steps), temperatures)
@@ -212,16 +216,6 @@ def _pop_levels(words, word_ends, ends, masses, weights, within, dense_top, exac
         if not level_stream.pop_levels(
             stream, masses[begin:end], weights, within, dense_top, exact, starts, levels[begin:end], kept[begin:end]
         ):
-            return row
-    return -1
-
-
-@compiled
-def _pop_ids(words, word_ends, ends, levels, kept, given, coder, ids):  # type: ignore[no-untyped-def]
-    for row in range(len(ends) - 1):
-        stream = words[word_ends[row] : word_ends[row + 1]]
-        begin, end = ends[row], ends[row + 1]
-        if not id_stream.pop_ids(stream, levels[begin:end], kept[begin:end], given[begin:end], coder, ids[begin:end]):
             return row
     return -1
 

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 try:
     if os.environ.get("DKD_INTERPRET_KERNELS"):
         raise ImportError("asked to interpret")
@@ -30,6 +32,7 @@ def _sources() -> str:
 
 
 _SOURCES = _sources() if COMPILED else ""
+index = np.uint64  # of an index that is never below 0: numba then leaves out that a[-1] is the last
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,6 +43,12 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """Decorates a step of a kernel: a call would pass every array in ten words and count its references."""
     return _compile(function, {"inline": "always"})
+
+
+def counting_nothing(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates a kernel that makes no array, so that numba need not count references to those it is given. A count is
+    an atomic step, which also keeps the processor from what comes after it: counting would double `pop_ids`' time."""
+    return _compile(function, {"_nrt": False})
 
 
 def _compile(function: Callable[..., Any], more: dict[str, Any]) -> Callable[..., Any]:

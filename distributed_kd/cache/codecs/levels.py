@@ -74,14 +74,14 @@ def add_number(number, context, events, count):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def pop_number_after(symbol, x, words, place):  # type: ignore[no-untyped-def]
+def pop_number_after(symbol, x, words, place, end):  # type: ignore[no-untyped-def]
     """(number, x, place): the rest of a number whose symbol <= `_LARGE` has been popped."""
     if symbol < 8:
         return symbol, x, place
     if symbol == _LARGE:
-        return rans.pop_bits(x, words, place, _LARGE_BITS)
+        return rans.pop_bits(x, words, place, end, _LARGE_BITS)
     bits = 2 + ((symbol - 8) >> 1)
-    low, x, place = rans.pop_bits(x, words, place, bits)
+    low, x, place = rans.pop_bits(x, words, place, end, bits)
     return ((2 + (symbol & 1)) << bits) | low, x, place
 
 
@@ -162,7 +162,8 @@ def level_events(levels, kept, masses, weight, within, dense_top, exact, events)
 @compiled
 def pop_levels(words, masses, weight, within, dense_top, exact, starts, levels, kept):  # type: ignore[no-untyped-def]
     """The inverse of `level_events`: fills levels and kept; returns whether the stream was whole and in bounds."""
-    x, place = rans.begin(words)
+    top, end = np.int64(rans.HEAD), np.int64(len(words))
+    x, place = rans.begin(words, top, end)
     width = levels.shape[1]
     highest = np.int64(len(weight) - 1)
     lowest = np.int64(1 if exact else 0)
@@ -171,9 +172,9 @@ def pop_levels(words, masses, weight, within, dense_top, exact, starts, levels, 
         mass = np.int64(masses[row])
         rest = np.int64(width)
         if not exact:
-            symbol, x, place = rans.pop_symbol(x, words, place, starts, MISSING)
+            symbol, x, place = rans.pop_symbol(x, words, place, end, starts, MISSING)
             damaged |= symbol > _LARGE
-            missing, x, place = pop_number_after(min(symbol, _LARGE), x, words, place)
+            missing, x, place = pop_number_after(min(symbol, _LARGE), x, words, place, end)
             damaged |= missing > width
             rest = max(width - missing, 0)
         kept[row] = rest
@@ -182,14 +183,14 @@ def pop_levels(words, masses, weight, within, dense_top, exact, starts, levels, 
         while rest > 0 and not (exact and mass == 0):
             bound = min(bound, highest_within(mass, weight, within))
             context = sparse_context(rank, bound, mass, weight)
-            symbol, x, place = rans.pop_symbol(x, words, place, starts, context)
+            symbol, x, place = rans.pop_symbol(x, words, place, end, starts, context)
             if symbol == _STOP:
                 break
             if symbol > _STOP:
-                level, x, place = rans.pop_bits(x, words, place, _LEVEL_BITS)
+                level, x, place = rans.pop_bits(x, words, place, end, _LEVEL_BITS)
                 damaged |= symbol != _ABOVE
             else:
-                distance, x, place = pop_number_after(symbol, x, words, place)
+                distance, x, place = pop_number_after(symbol, x, words, place, end)
                 level = bound - distance
             damaged |= level <= dense_top or level > highest
             level = min(max(level, 0), highest)
@@ -201,10 +202,10 @@ def pop_levels(words, masses, weight, within, dense_top, exact, starts, levels, 
         level = np.int64(dense_top)
         while rest > 0 and level > lowest and not (exact and mass == 0):
             context = dense_context(level, mass, 1 if exact else rest, weight)
-            symbol, x, place = rans.pop_symbol(x, words, place, starts, context)
+            symbol, x, place = rans.pop_symbol(x, words, place, end, starts, context)
             run = rest
             if symbol <= _LARGE:
-                run, x, place = pop_number_after(symbol, x, words, place)
+                run, x, place = pop_number_after(symbol, x, words, place, end)
             else:
                 damaged |= symbol != _ALL
             damaged |= run > rest
@@ -226,7 +227,7 @@ def pop_levels(words, masses, weight, within, dense_top, exact, starts, levels, 
             levels[row, column] = -1
         if damaged or place > len(words):
             return False
-    return rans.is_whole(x, words, place)
+    return rans.is_whole(x, words, place, end)
 
 
 def most_events(rows: int, width: int) -> int:

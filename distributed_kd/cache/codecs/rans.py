@@ -6,9 +6,10 @@ and popped by the exact inverse; words move between x and the stack so that x st
 last is popped first, so an encoder works backwards through the data and a decoder forwards. Both can also do the
 other's step in between, which is how sets are coded without their order ("bits back", see `ids.py`).
 
-A stream is a uint32 array: x (low word, high word), then the stack from its top. `place` is the next word to pop. An
-encoder's stack lies on zeros that it may pop too; after the last symbol a decoder has x = 2^31 and only zeros left,
-which is checked. That notices most damage, but not, for one, a flipped bit among raw bits: digests are for that.
+A stream is 32-bit words: x (low word, high word), then the stack from its top. The steps below find it among others in
+`words`, uint32: its stack from `top`, `HEAD` words after the stream's begin, to `end`, `place` being the next word to
+pop. An encoder's stack lies on zeros that it may pop too; after the last symbol a decoder has x = 2^31 and only zeros
+left, which is checked. That notices most damage, but not, for one, a flipped bit among raw bits: digests are for that.
 
 All numbers are below 2^63 and integer: every platform computes the same.
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from distributed_kd.cache.codecs.compiled import compiled, inlined
+from distributed_kd.cache.codecs.compiled import compiled, index, inlined
 
 LOWEST = 1 << 31
 UNIFORM_BITS = 20
@@ -37,25 +38,25 @@ def advance(x, start, frequency, bits):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def refill(x, words, place):  # type: ignore[no-untyped-def]
-    """(x, place), a word taken where x fell below its interval. Past the end, place stays at len(words) + 1."""
+def refill(x, words, place, end):  # type: ignore[no-untyped-def]
+    """(x, place), a word taken where x fell below its interval. Past the end, place stays at end + 1."""
     low = x < LOWEST
-    if place >= len(words):
-        return (np.int64(LOWEST), np.int64(len(words) + 1)) if low else (x, place)
-    word = np.int64(words[place])
+    if place >= end:
+        return (np.int64(LOWEST), np.int64(end + 1)) if low else (x, place)
+    word = np.int64(words[index(place)])
     return ((x << 32) | word if low else x), (place + 1 if low else place)  # no branch on x: it would be mispredicted
 
 
 @inlined
-def push(x, words, place, start, frequency, bits):  # type: ignore[no-untyped-def]
-    """(x, place) with a symbol pushed; `frequency` < 2^bits. Where a word has no room, place is len(words) + 1."""
-    if x >= (np.int64(frequency) << (63 - bits)):
-        if place <= HEAD or place > len(words):
-            return np.int64(LOWEST), np.int64(len(words) + 1)
+def push(x, words, place, top, end, start, frequency, bits):  # type: ignore[no-untyped-def]
+    """(x, place) with a symbol pushed; `frequency` < 2^bits. Where a word has no room, place is end + 1."""
+    if (x >> (63 - bits)) >= frequency:
+        if place <= top or place > end:
+            return np.int64(LOWEST), np.int64(end + 1)
         place -= 1
         words[place] = x & _WORD
         x >>= 32
-    whole = x // frequency
+    whole = np.int64(np.uint64(x) // np.uint64(frequency))  # unsigned: there is no rounding to see to
     return (whole << bits) + start + (x - whole * frequency), place
 
 
@@ -68,48 +69,49 @@ def uniform_step(count):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def pop_uniform(x, words, place, count):  # type: ignore[no-untyped-def]
-    """(index, x, place), index < count."""
+def pop_uniform(x, words, place, end, count):  # type: ignore[no-untyped-def]
+    """(number, x, place), number < count."""
     step = uniform_step(count)
-    index = min((x & ((1 << UNIFORM_BITS) - 1)) // step, count - 1)
-    frequency = step if index < count - 1 else (1 << UNIFORM_BITS) - index * step
-    x, place = refill(advance(x, index * step, frequency, UNIFORM_BITS), words, place)
-    return index, x, place
+    number = min((x & ((1 << UNIFORM_BITS) - 1)) // step, count - 1)
+    frequency = step if number < count - 1 else (1 << UNIFORM_BITS) - number * step
+    x, place = refill(advance(x, number * step, frequency, UNIFORM_BITS), words, place, end)
+    return number, x, place
 
 
 @inlined
-def push_uniform(x, words, place, index, count):  # type: ignore[no-untyped-def]
+def push_uniform(x, words, place, top, end, number, count):  # type: ignore[no-untyped-def]
     """(x, place); `count` >= 2."""
     step = uniform_step(count)
-    frequency = step if index < count - 1 else (1 << UNIFORM_BITS) - index * step
-    return push(x, words, place, index * step, frequency, UNIFORM_BITS)
+    frequency = step if number < count - 1 else (1 << UNIFORM_BITS) - number * step
+    return push(x, words, place, top, end, number * step, frequency, UNIFORM_BITS)
 
 
 @inlined
-def pop_bits(x, words, place, bits):  # type: ignore[no-untyped-def]
+def pop_bits(x, words, place, end, bits):  # type: ignore[no-untyped-def]
     """(value, x, place): `bits` <= 20 bits as they are."""
     value = x & ((1 << bits) - 1)
-    x, place = refill(x >> bits, words, place)
+    x, place = refill(x >> bits, words, place, end)
     return value, x, place
 
 
 @inlined
-def pop_symbol(x, words, place, starts, context):  # type: ignore[no-untyped-def]
-    """(symbol, x, place). starts: [contexts, 33 + 32] int32, see `with_guide`."""
+def pop_symbol(x, words, place, end, starts, context):  # type: ignore[no-untyped-def]
+    """(symbol, x, place). starts: [contexts, 33 + 32] uint16, see `with_guide`."""
     slot = x & ((1 << SYMBOL_BITS) - 1)
-    symbol = np.int64(starts[context, SYMBOLS + 1 + (slot >> _GUIDE_BITS)])
-    while starts[context, symbol + 1] <= slot:
+    symbol = np.int64(starts[index(context), index(SYMBOLS + 1 + (slot >> _GUIDE_BITS))])
+    while starts[index(context), index(symbol + 1)] <= slot:
         symbol += 1
-    start = np.int64(starts[context, symbol])
-    x, place = refill(advance(x, start, np.int64(starts[context, symbol + 1]) - start, SYMBOL_BITS), words, place)
+    start = np.int64(starts[index(context), index(symbol)])
+    frequency = np.int64(starts[index(context), index(symbol + 1)]) - start
+    x, place = refill(advance(x, start, frequency, SYMBOL_BITS), words, place, end)
     return symbol, x, place
 
 
 def with_guide(starts: np.ndarray) -> np.ndarray:
-    """[contexts, 33] first slots of 32 symbols, and 2^15, to [contexts, 33 + 32]: followed by the symbol of every
-    1024th slot, from where a search needs a step or two."""
+    """[contexts, 33] first slots of 32 symbols, and 2^15, to [contexts, 33 + 32] uint16: followed by the symbol of each
+    1024th slot, from where a search needs a step or two. Narrow, since a decoder waits for what is not near it."""
     guides = [np.searchsorted(row, np.arange(SYMBOLS) << _GUIDE_BITS, "right") - 1 for row in starts]
-    return np.concatenate([starts, np.array(guides, np.int32).reshape(len(starts), SYMBOLS)], axis=1)
+    return np.concatenate([starts, np.array(guides).reshape(len(starts), SYMBOLS)], axis=1).astype(np.uint16)
 
 
 @compiled
@@ -119,24 +121,25 @@ def push_events(events, count, starts, words):  # type: ignore[no-untyped-def]
     events: [., 2] int32. (context, symbol) is a symbol under starts[context]; (-bits, value) is so many bits.
     """
     x, place = np.int64(LOWEST), np.int64(len(words))
+    top, end = np.int64(HEAD), np.int64(len(words))
     for event in range(count - 1, -1, -1):
         context, symbol = np.int64(events[event, 0]), np.int64(events[event, 1])
         if context < 0:
-            x, place = push(x, words, place, symbol, np.int64(1), -context)
+            x, place = push(x, words, place, top, end, symbol, np.int64(1), -context)
         else:
             start = np.int64(starts[context, symbol])
             frequency = np.int64(starts[context, symbol + 1]) - start
-            x, place = push(x, words, place, start, frequency, SYMBOL_BITS)
+            x, place = push(x, words, place, top, end, start, frequency, SYMBOL_BITS)
     return x, place
 
 
-@compiled
-def begin(words):  # type: ignore[no-untyped-def]
-    """(x, place) at the top of a stream of at least two words; place is len(words) + 1 where x is out of bounds."""
-    x = (np.int64(words[1] & 0x7FFFFFFF) << 32) | np.int64(words[0])
-    if words[1] > 0x7FFFFFFF or x < LOWEST:
-        return np.int64(LOWEST), np.int64(len(words) + 1)
-    return x, np.int64(HEAD)
+@inlined
+def begin(words, top, end):  # type: ignore[no-untyped-def]
+    """(x, place) at the top of a stream; place is end + 1 where x is out of bounds."""
+    x = (np.int64(words[top - 1] & 0x7FFFFFFF) << 32) | np.int64(words[top - 2])
+    if words[top - 1] > 0x7FFFFFFF or x < LOWEST:
+        return np.int64(LOWEST), np.int64(end + 1)
+    return x, np.int64(top)
 
 
 @compiled
@@ -147,12 +150,10 @@ def finish(x, words, place):  # type: ignore[no-untyped-def]
     return place - HEAD
 
 
-@compiled
-def is_whole(x, words, place):  # type: ignore[no-untyped-def]
+@inlined
+def is_whole(x, words, place, end):  # type: ignore[no-untyped-def]
     """Whether everything pushed has been popped."""
-    if x != LOWEST or place > len(words):
-        return False
-    for rest in range(place, len(words)):  # noqa: SIM110 - numba compiles the loop
-        if words[rest] != 0:
-            return False
-    return True
+    whole = x == LOWEST and place <= end
+    for rest in range(place, end):
+        whole = whole and words[rest] == 0
+    return whole

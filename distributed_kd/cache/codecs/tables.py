@@ -286,11 +286,12 @@ def _coder(counts: np.ndarray, seen: np.ndarray, vocabulary: int) -> tuple[tuple
 
     all_starts, all_bases, all_order, all_ranks = _order_of_all(everywhere, escaped, seen, vocabulary)
     costs = _costs(id_shares, shares[:, 0], all_starts, all_bases, all_ranks[seen])
-    order = np.append(np.concatenate(orders), 0).astype(np.int32)  # never empty
+    narrow = np.uint16 if vocabulary <= 1 << 16 else np.int32  # the largest table; half of it stays near the processor
+    order = np.append(np.concatenate(orders), 0).astype(narrow)  # never empty
     points = np.arange(1 << (ids.ID_BITS - ids.GUIDE_BITS)) << ids.GUIDE_BITS
     guide = np.array([np.searchsorted(row, points, "right") - 1 for row in starts], np.uint8)
     return (
-        starts, guide, shares, ids.reciprocals(shares), bases, order, ranks,
+        ids.classes_of(starts, shares, bases), guide, order, ranks,
         np.concatenate(bands).astype(np.uint8), rans.with_guide(all_starts[None]), all_bases, all_order, all_ranks,
     ), costs  # fmt: skip
 

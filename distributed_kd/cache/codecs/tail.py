@@ -71,21 +71,22 @@ def tail_events(steps, events):  # type: ignore[no-untyped-def]
 @compiled
 def pop_tail(words, starts, steps):  # type: ignore[no-untyped-def]
     """The inverse: fills steps; returns whether the stream was whole."""
-    x, place = rans.begin(words)
+    top, end = np.int64(rans.HEAD), np.int64(len(words))
+    x, place = rans.begin(words, top, end)
     for row in range(steps.shape[0]):
         before = np.int64(0)
         for column in range(steps.shape[1]):
             context = column * 2 * rans.SYMBOLS
-            nat, x, place = rans.pop_symbol(x, words, place, starts, context + before)
+            nat, x, place = rans.pop_symbol(x, words, place, end, starts, context + before)
             if nat == _NOTHING:
                 steps[row, column] = NO_TAIL
             elif nat == _ESCAPE:
-                high, x, place = rans.pop_bits(x, words, place, 12)
-                low, x, place = rans.pop_bits(x, words, place, 12)
+                high, x, place = rans.pop_bits(x, words, place, end, 12)
+                low, x, place = rans.pop_bits(x, words, place, end, 12)
                 steps[row, column] = (high << 12) + low + NO_TAIL
             else:
-                part, x, place = rans.pop_symbol(x, words, place, starts, context + rans.SYMBOLS + nat)
-                low, x, place = rans.pop_bits(x, words, place, 5)
+                part, x, place = rans.pop_symbol(x, words, place, end, starts, context + rans.SYMBOLS + nat)
+                low, x, place = rans.pop_bits(x, words, place, end, 5)
                 steps[row, column] = (nat << STEP_BITS) + (part << 5) + low - _ZERO
             before = nat
-    return rans.is_whole(x, words, place)
+    return rans.is_whole(x, words, place, end)
