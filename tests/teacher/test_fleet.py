@@ -1,0 +1,210 @@
+"""A capture on a cluster that comes and goes: whatever is killed, the cache ends as an undisturbed one, to the byte."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from distributed_kd.errors import WorkError
+from distributed_kd.recipe import parse
+from tests.commands import ROOT, dkd, said, write_recipe
+
+pytestmark = pytest.mark.slow
+SEED = 20261124
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """A head without processors, and nodes of one processor each that tests add and remove."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    from ray.cluster_utils import Cluster
+
+    os.environ["PYTHONPATH"] = str(ROOT)  # of the workers that its nodes start
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    made.add_node(num_cpus=1)
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture
+def many_shards(toy_recipe: dict[str, Any]) -> dict[str, Any]:
+    """One sequence a shard, so that there is a while to disturb."""
+    toy_recipe["corpus"]["shard_sequences"] = 1
+    toy_recipe["capture"] |= {"replicas": "auto", "stall_minutes": 5.0}
+    return toy_recipe
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "shards").iterdir())}
+
+
+def inodes_of(folder: Path) -> dict[str, int]:
+    """Of the shards that have a receipt: a shard that is written again gets another one."""
+    return {
+        path.stem: (folder / "shards" / f"{path.stem}.arrow").stat().st_ino
+        for path in (folder / "receipts").glob("*.json")
+    }
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = 200.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while True:
+        found = condition()
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"{what} did not come"
+        time.sleep(0.05)
+
+
+def replicas() -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if process.info["cmdline"] and process.info["cmdline"][0].startswith("ray::Replica")
+    ]
+
+
+def start_driver(recipe: Path) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    environment.pop("DKD_QUIET", None)
+    return subprocess.Popen(
+        [sys.executable, "-m", "distributed_kd.cli", "cache", recipe], env=environment, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def test_replicas_nodes_and_drivers_are_killed_and_nothing_is_lost_or_done_twice(
+    cluster: Any, many_shards: dict[str, Any], tmp_path: Path
+) -> None:
+    print(f"seed {SEED}")
+    drawn = random.Random(SEED)
+    many_shards["capture"]["address"] = cluster.address
+    recipe = write_recipe(tmp_path, many_shards)
+    work = Path(many_shards["workdir"])
+    for stage in ("prepare", "cache"):
+        done = dkd(stage, recipe)
+        assert done.returncode == 0, done.stderr
+    undisturbed = files_of(work / "cache")
+    assert len(undisturbed) > 100
+    shutil.rmtree(work / "cache")
+
+    driver = start_driver(recipe)
+    cache = work / "cache"
+    finished: dict[str, int] = {}
+    for what in ("replica", "joins", "node", "driver", "replica"):
+        wanted = len(finished) + drawn.randrange(1, 9)
+        until(lambda wanted=wanted: len(list((cache / "receipts").glob("*.json"))) >= wanted, "receipts")
+        held = replicas()
+        for process in held:  # so that the machine's speed does not decide what is disturbed
+            process.suspend()
+        assert driver.poll() is None, f"finished before {what}: {driver.communicate()[1]}"
+        finished |= inodes_of(cache)
+        if what == "replica":
+            drawn.choice(held).kill()
+        elif what == "joins":
+            node = cluster.add_node(num_cpus=1)
+            until(lambda held=held: len(replicas()) > len(held), "a replica on the node that joined")
+        elif what == "node":
+            cluster.remove_node(node, allow_graceful=False)
+        else:
+            driver.kill()
+            driver.wait()
+            driver = start_driver(recipe)
+        for process in held:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+    errors = driver.communicate(timeout=400)[1]
+    assert driver.returncode == 0, errors
+    assert "was lost" in errors
+    assert files_of(cache) == undisturbed
+    now = inodes_of(cache)
+    assert {shard: now[shard] for shard in finished} == finished, "a finished shard was computed again"
+    assert dkd("verify", cache).returncode == 0
+
+
+def test_a_second_driver_is_refused_and_sigterm_ends_the_first_well(
+    cluster: Any, many_shards: dict[str, Any], tmp_path: Path
+) -> None:
+    many_shards["capture"]["address"] = cluster.address
+    recipe = write_recipe(tmp_path, many_shards)
+    cache = Path(many_shards["workdir"]) / "cache"
+    assert dkd("prepare", recipe).returncode == 0
+    driver = start_driver(recipe)
+    until(lambda: (cache / "lease.json").exists(), "a lease")
+    done = dkd("cache", recipe)
+    assert done.returncode == 2
+    assert f"is in work by process {driver.pid} on " in said(done)
+    until(lambda: len(list((cache / "receipts").glob("*.json"))) > 2, "receipts")
+    driver.send_signal(signal.SIGTERM)
+    begun = time.monotonic()
+    errors = driver.communicate(timeout=60)[1]
+    assert driver.returncode == 0, errors
+    assert time.monotonic() - begun < 25.0
+    assert "stopped by SIGTERM; resume with the same command" in errors
+    assert not (cache / "lease.json").exists()
+    finished = inodes_of(cache)
+    assert dkd("cache", recipe).returncode == 0
+    now = inodes_of(cache)
+    assert {shard: now[shard] for shard in finished} == finished
+
+
+def test_a_replica_that_hangs_is_replaced(
+    ray_cluster: Any, many_shards: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped by SIGSTOP: it neither works nor answers, and its process is there."""
+    from threading import Thread
+
+    from distributed_kd.corpus.prepare import prepare
+    from distributed_kd.teacher import capture as stage
+
+    lines: list[str] = []
+    monkeypatch.setattr(stage.console, "say", lines.append)
+    many_shards["capture"] |= {"replicas": 1, "stall_minutes": 0.2}
+    recipe = parse(many_shards)
+    prepare(recipe)
+    cache = Path(recipe.workdir) / "cache"
+
+    def stop() -> None:
+        until(lambda: len(list((cache / "receipts").glob("*.json"))) > 2, "receipts")
+        for process in replicas():
+            process.suspend()
+
+    stopper = Thread(target=stop)
+    stopper.start()
+    assert stage.capture(recipe).index is not None
+    stopper.join()
+    assert [line for line in lines if "was lost with shard" in line and "no progress for 0.2 minutes" in line]
+
+
+def test_a_shard_that_cannot_be_done_is_set_aside_by_name_and_the_others_are_written(
+    ray_cluster: Any, toy_recipe: dict[str, Any]
+) -> None:
+    from distributed_kd.corpus.prepare import prepare
+    from distributed_kd.teacher.capture import capture
+
+    recipe = parse(toy_recipe)
+    prepare(recipe)
+    damaged = Path(recipe.workdir) / "sequences" / "shards" / "00000001.arrow"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-9])
+    with pytest.raises(WorkError, match=r"1 of \d+ shards were set aside.*shard 1: .*00000001\.arrow is damaged"):
+        capture(recipe)
+    cache = Path(recipe.workdir) / "cache"
+    written = files_of(cache)
+    assert "00000001.arrow" not in written
+    assert len(written) > 5
+    damaged.write_bytes(whole)
+    assert capture(recipe).index is not None
+    assert written.items() < files_of(cache).items()
