@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from distributed_kd.cache.codecs import compact, rans, tables, tail
+from distributed_kd.cache.codecs import compact, levels, rans, tables, tail
 from distributed_kd.cache.soft_targets import NO_ID, SoftTargets
 from tests.cache.fuzz.decoders import good_targets, known_tables
 from tests.cache.specification_reader import Tables, read_sequence
@@ -224,3 +224,74 @@ def test_an_index_is_popped_as_it_was_pushed(count: int) -> None:
             words[2] = 7 if place == 2 else 0  # what was taken comes back
             back, place = rans.push_uniform(after, words, place, np.int64(index), np.int64(count))
             assert (int(back), int(place), words[2]) == (int(x), 2, 7)
+
+
+LARGE, STOP, ABOVE, ALL = 28, 29, 30, 31  # symbols of `levels`, as docs/cache-format.md numbers them
+
+
+def level_stream(*steps: tuple[str, int, int]) -> tuple[str, int]:
+    """(which stream is refused of one position whose levels are these steps and that has no ids, its highest level).
+
+    A step is (context, symbol, raw bits that follow or -1), the context being `missing`, `sparse` or a dense level.
+    """
+    code = tables.parse(known_tables()[0])
+    quantiser = code.quantiser
+    odds = np.zeros((1, 2), np.int32)
+    (mass,) = quantiser.masses(odds)
+    bound = levels.highest_within(mass, quantiser.weights, quantiser.within)
+    events, count = np.zeros((20, 2), np.int32), 0
+    bits = {ABOVE: 13, ALL: 13, LARGE: 20}
+    for where, symbol, raw in steps:
+        context = {
+            "missing": levels.MISSING,
+            "sparse": levels.sparse_context(0, bound, mass, quantiser.weights),
+            "dense": levels.dense_context(quantiser.dense_top, mass, 1, quantiser.weights),
+        }[where]
+        events[count] = context, symbol
+        count += 1
+        if raw >= 0:
+            events[count] = -bits.get(symbol, 2 + (symbol - 8) // 2), raw
+            count += 1
+    streams = {"levels": stream_of(events, count, code.level_starts)}
+    count = tail.tail_events(odds, events)
+    streams["tail"] = stream_of(events, count, code.tail_starts)
+    streams["ids"] = np.array([0x80000000, 0], "<u4").tobytes()
+    columns = {name: pa.array([data], pa.binary()) for name, data in streams.items()}
+    with pytest.raises(ValueError, match="damaged") as caught:
+        compact.decode(columns, np.array([1]), np.zeros(1, np.int32), (1.0, 2.0), known_tables()[0])
+    return str(caught.value).split()[1], int(bound)
+
+
+def stream_of(events: np.ndarray, count: int, starts: np.ndarray) -> bytes:
+    words = np.zeros(2 * count + 8, np.uint32)
+    x, place = rans.push_events(events, count, starts, words)
+    return words[rans.finish(x, words, place) :].astype("<u4").tobytes()
+
+
+def test_levels_out_of_bounds_are_refused() -> None:
+    """The position keeps one id, but for where it says; good levels are followed by ids that are not there."""
+    code = tables.parse(known_tables()[0])
+    dense_top, highest = code.quantiser.dense_top, len(code.quantiser.values) - 1
+    one = ("missing", 3, -1)
+    assert level_stream(("missing", 4, -1))[0] == "ids"  # keeps nothing; there is no type either
+    assert level_stream(("missing", 5, -1))[0] == "levels"
+    assert level_stream(("missing", LARGE, 3), ("sparse", STOP, -1), ("dense", ALL, -1))[0] == "ids"
+    for symbol in (STOP, ABOVE, ALL):
+        assert level_stream(("missing", symbol, -1))[0] == "levels"
+    for level, found in ((dense_top, "levels"), (dense_top + 1, "ids"), (highest, "ids"), (highest + 1, "levels")):
+        assert level_stream(one, ("sparse", ABOVE, level))[0] == found, level
+        assert level_stream(one, ("sparse", ALL, level))[0] == "levels"
+    _, bound = level_stream(one)
+    for level, found in ((dense_top, "levels"), (dense_top + 1, "ids"), (bound, "ids"), (-1, "levels")):
+        assert level_stream(one, *number("sparse", bound - level))[0] == found, level
+    # dense_top is 1: what is not of level 1 is of level 0.
+    for symbol, found in ((0, "ids"), (1, "ids"), (2, "levels"), (STOP, "levels"), (ABOVE, "levels"), (ALL, "ids")):
+        assert level_stream(one, ("sparse", STOP, -1), ("dense", symbol, -1))[0] == found, symbol
+    assert level_stream(one)[0] == "levels"  # and nothing more
+
+
+def number(context: str, value: int) -> list[tuple[str, int, int]]:
+    if value < 8:
+        return [(context, value, -1)]
+    length = value.bit_length()
+    return [(context, 8 + 2 * (length - 4) + ((value >> (length - 2)) & 1), value & ((1 << (length - 2)) - 1))]
