@@ -295,3 +295,67 @@ def number(context: str, value: int) -> list[tuple[str, int, int]]:
         return [(context, value, -1)]
     length = value.bit_length()
     return [(context, 8 + 2 * (length - 4) + ((value >> (length - 2)) & 1), value & ((1 << (length - 2)) - 1))]
+
+
+def equal(positions: int, width: int, vocabulary: int) -> tuple[SoftTargets, np.ndarray]:
+    """Every id of a position as likely as another."""
+    rng = np.random.default_rng(width)
+    ids = np.array([rng.permutation(vocabulary)[:width] for _ in range(positions)], np.int32).reshape(positions, width)
+    odds = np.zeros((positions, 1), np.float32)
+    return SoftTargets(ids, np.zeros((positions, width), np.float32), odds, (1.0,)), np.zeros(positions, np.int32)
+
+
+@pytest.mark.parametrize("width", [256, 257, 258, 300])
+def test_long_runs_of_one_level_are_cut_into_sets_of_256(width: int) -> None:
+    targets, tokens = equal(2, width, 300)
+    code = compact.build_tables(targets[:0], tokens[:0], 300)
+    columns = compact.encode(targets, np.array([2]), tokens, code).columns
+    decoded = compact.decode(columns, np.array([2]), tokens, (1.0,), code)
+    read = read_sequence({name: column[0].as_py() for name, column in columns.items()}, [0, 0], Tables(code))
+    assert decoded.ids.tolist() == [ids for ids, _, _ in read]
+    assert np.sort(decoded.ids).tolist() == np.sort(targets.ids).tolist()
+
+
+@pytest.mark.parametrize(
+    ("width", "vocabulary", "good"),
+    [(1, 1, True), (3, 3, True), (4, 3, False), (0, 3, False), (1, 1 << 20, True), (1, (1 << 20) + 1, False)],
+)
+def test_tables_are_of_some_ids_of_a_vocabulary_within_reason(width: int, vocabulary: int, good: bool) -> None:
+    targets, tokens = equal(1, width, 5)
+    targets.ids[:] = np.arange(width)
+    if good:
+        code = tables.parse(compact.build_tables(targets, tokens, vocabulary))
+        assert (code.width, code.vocabulary_size) == (width, vocabulary)
+    else:
+        with pytest.raises(ValueError, match=f"{width} ids a position of a vocabulary of {vocabulary}"):
+            compact.build_tables(targets, tokens, vocabulary)
+
+
+def test_a_sample_is_within_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    targets, tokens = equal(3, 2, 5)
+    monkeypatch.setattr(tables, "LARGEST_COUNT", 6)
+    compact.build_tables(targets, tokens, 5)
+    monkeypatch.setattr(tables, "LARGEST_COUNT", 5)
+    with pytest.raises(ValueError, match="a sample of 3 positions is more"):
+        compact.build_tables(targets, tokens, 5)
+    monkeypatch.undo()
+    targets.ids[0, 0] = -2  # not kept
+    compact.build_tables(targets, tokens, 5)
+    targets.ids[0, 0] = 5
+    with pytest.raises(ValueError, match="are not of a vocabulary of 5"):
+        compact.build_tables(targets, tokens, 5)
+
+
+@pytest.mark.parametrize(("draws", "good"), [(1, True), (8191, True), (8192, False)])
+def test_there_are_up_to_8191_draws(draws: int, good: bool) -> None:
+    targets, tokens = equal(1, 1, 3)
+    targets.tail_odds[:] = -np.inf
+    if good:
+        code = compact.build_tables(targets, tokens, 3, draws)
+        assert tables.parse(code).quantiser.draws == draws
+        columns = compact.encode(targets, np.array([1]), tokens, code).columns
+        found = compact.decode(columns, np.array([1]), tokens, (1.0,), code)
+        assert found.ids.tolist() == targets.ids.tolist() and found.logits.tolist() == [[0.0]]
+    else:
+        with pytest.raises(ValueError, match="8192 draws a position cannot be cached; at most 8191 can"):
+            compact.build_tables(targets, tokens, 3, draws)
