@@ -6,7 +6,7 @@ import json
 import pickle
 import shutil
 import struct
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -183,6 +183,13 @@ def test_a_shard_is_put_under_its_number_with_what_it_is(tmp_path: Path) -> None
     assert data == table_bytes(TABLE)
 
 
+@pytest.mark.parametrize("record", [ENTRY, IndexReference("x", 1), Run(1.0, 2)])
+def test_what_was_read_is_not_changed(record: object) -> None:
+    with pytest.raises(FrozenInstanceError):
+        setattr(record, fields(record)[0].name, 0)  # type: ignore[arg-type]
+    assert hash(record) == hash(replace(record))  # type: ignore[type-var]
+
+
 # ---------------------------------------------------------------- digests
 
 
@@ -229,7 +236,7 @@ def test_a_manifest_is_so_large_and_not_larger(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("content", "said"),
     [
         ([], "it is not a JSON object"),
         ({}, "is null version null; this reads toy version 1"),
@@ -240,9 +247,9 @@ def test_a_manifest_is_so_large_and_not_larger(tmp_path: Path, monkeypatch: pyte
         ({"format": "toy", "version": 1, "made_from": {}, "fingerprint": fingerprint({}), "sha256": "x"}, "its sha256"),
     ],
 )
-def test_a_manifest_that_is_none_is_refused_with_why(tmp_path: Path, fields: object, said: str) -> None:
+def test_a_manifest_that_is_none_is_refused_with_why(tmp_path: Path, content: object, said: str) -> None:
     store = Store(str(tmp_path))
-    store.put("manifest.json", json.dumps(fields).encode())
+    store.put("manifest.json", json.dumps(content).encode())
     with pytest.raises(RequestError, match=said) as caught:
         ToyManifest.read(store)
     assert str(caught.value).startswith(f"{store.uri}/manifest.json")
