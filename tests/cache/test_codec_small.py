@@ -287,6 +287,9 @@ def test_levels_out_of_bounds_are_refused() -> None:
     # dense_top is 1: what is not of level 1 is of level 0.
     for symbol, found in ((0, "ids"), (1, "ids"), (2, "levels"), (STOP, "levels"), (ABOVE, "levels"), (ALL, "ids")):
         assert level_stream(one, ("sparse", STOP, -1), ("dense", symbol, -1))[0] == found, symbol
+    # A small number may come as a large one.
+    assert level_stream(one, ("sparse", LARGE, bound - dense_top - 1))[0] == "ids"
+    assert level_stream(one, ("sparse", STOP, -1), ("dense", LARGE, 1))[0] == "ids"
     assert level_stream(one)[0] == "levels"  # and nothing more
 
 
