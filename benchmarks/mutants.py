@@ -197,9 +197,9 @@ def measure() -> dict[str, float]:
 
     def run() -> int:
         plugin = _Quickest(None)
-        pytest_run(plugin, "--timeout", str(2 * _SLOWEST))
+        status = pytest_run(plugin, "--timeout", str(4 * _SLOWEST))
         raw.write_text(json.dumps(plugin.seconds))
-        return 0
+        return 0 if status in (0, 1) else status  # slow tests fail; all were run
 
     status, said = forked(run, 1200)
     if status != 0:
