@@ -182,7 +182,7 @@ def forked(run, seconds: float) -> tuple[int | None, str]:  # type: ignore[no-un
 def pytest_run(plugin: _Quickest, *options: str) -> int:
     import pytest
 
-    plain = ("-q", "--assert=plain", "-p", "no:cacheprovider", "-p", "pytest_timeout")  # others take a second to start
+    plain = ("-q", "--tb=no", "--assert=plain", "-p", "no:cacheprovider", "-p", "pytest_timeout")  # others take a second to start
     return int(pytest.main([*plain, "-m", "not slow", *options, *TESTS], plugins=[plugin]))
 
 
