@@ -4,8 +4,8 @@
 
 Mutants are made by cosmic-ray's operators (`pip install 'distributed-kd[mutants]'`). Each is tested in a fork of this
 process, which has imported what the package imports, with kernels interpreted: nothing is compiled again. A run of
-the unchanged code comes first; tests that take longer than `_SLOWEST` seconds, or that read the code in another process,
-are left out, the rest runs quickest first until one fails. A mutant that a test fails on, that cannot be
+the unchanged code comes first; tests that take longer than `_SLOWEST` seconds, or that read the code in another
+process, are left out, the rest runs quickest first until one fails. A mutant that a test fails on, that cannot be
 imported, or that takes too long is killed.
 
 Left out, since no test could tell: annotations of functions and variables, decorators that change nothing here, `is`
