@@ -18,6 +18,7 @@ from tests.cache.specification_reader import Tables, read_sequence
 from tests.cache.test_codec_compact import V, as_maps
 
 LENGTHS = np.array([9, 0, 15])
+LARGE, STOP, ABOVE, ALL = 28, 29, 30, 31  # symbols of `levels`, as docs/cache-format.md numbers them
 MADE_FROM = [(400, 99, 0), (100, 0, 0), (200, 0, 9)]  # positions, seed, draws of the known tables
 
 
@@ -122,6 +123,13 @@ def test_rows_may_keep_far_fewer_ids_than_the_tables_allow() -> None:
     decoded = compact.decode(columns, np.array([2]), tokens, (1.0,), code)
     assert decoded.ids[:, :4].tolist() == [[5, 19_999, 0, -1], [7, -1, -1, -1]]
     assert (decoded.ids[:, 4:] == NO_ID).all()
+    quantiser = tables.parse(code).quantiser
+    events = np.full((levels.most_events(1, vocabulary), 2), 77, np.int32)
+    nothing, none, mass = np.full((1, vocabulary), -1, np.int32), np.zeros(1, np.int32), np.ones(1, np.int64)
+    count = levels.level_events(
+        nothing, none, mass, quantiser.weights, quantiser.within, quantiser.dense_top, False, events
+    )
+    assert events[:count].tolist() == [[levels.MISSING, LARGE], [-20, vocabulary]]
 
 
 @pytest.mark.parametrize(
@@ -132,6 +140,8 @@ def test_rows_may_keep_far_fewer_ids_than_the_tables_allow() -> None:
         ([0x7FFFFFFF, 0], False),  # below the interval
         ([0, 0], False),
         ([0x80000000, 0x80000000], False),  # above it
+        ([0x80000000, 0x80000000, 0, 0], False),
+        ([5, 0, 0, 0], False),
         ([0x80000001, 0], False),  # something is left
         ([0x80000000, 1], False),
         ([0x80000000, 0, 0, 1], False),
@@ -224,9 +234,6 @@ def test_an_index_is_popped_as_it_was_pushed(count: int) -> None:
             words[2] = 7 if place == 2 else 0  # what was taken comes back
             back, place = rans.push_uniform(after, words, place, np.int64(index), np.int64(count))
             assert (int(back), int(place), words[2]) == (int(x), 2, 7)
-
-
-LARGE, STOP, ABOVE, ALL = 28, 29, 30, 31  # symbols of `levels`, as docs/cache-format.md numbers them
 
 
 def level_stream(*steps: tuple[str, int, int]) -> tuple[str, int]:
