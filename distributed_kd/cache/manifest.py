@@ -82,10 +82,16 @@ class CacheManifest(Manifest):
 
     @property
     def teacher_identity(self) -> dict[str, str]:
-        """Of the files of the teacher it was captured from, which may be gone. Raises `RequestError` for a merge."""
+        """Of the files of the teacher it was captured from, which may be gone. Raises `RequestError` if not said."""
         if self.merge is not None:
             raise RequestError(f"a merged cache is of several teachers ({self.teacher}), not of one")
-        return {key: self.made_from["teacher"][key] for key in ("config_sha256", "weights_sha256")}
+        said: Any = self.made_from.get("teacher")
+        try:
+            return {key: said[key] for key in ("config_sha256", "weights_sha256")}
+        except (KeyError, TypeError) as error:
+            raise RequestError(
+                "the cache's manifest does not say which teacher's files it was made from; make the cache again"
+            ) from error
 
 
 def read_entries(store: Store, manifest: CacheManifest) -> ShardIndex:

@@ -70,7 +70,8 @@ def decode(
     metadata = {key.decode(errors="replace"): value.decode(errors="replace") for key, value in _metadata(table)}
     if metadata.get("fingerprint") != fingerprint or metadata.get("shard") != str(shard):
         raise RequestError(
-            f"shard {shard} says it is shard {metadata.get('shard')} of cache {metadata.get('fingerprint', '')[:12]}, "
+            f"shard {shard} says it is shard {metadata.get('shard', '')[:20]} of cache "
+            f"{metadata.get('fingerprint', '')[:12]}, "
             f"not of {fingerprint[:12]}; repair the cache"
         )
     digest = _digest(tables) if tables is not None else None

@@ -17,8 +17,9 @@ from distributed_kd.errors import RequestError
 SPARE_BYTES = 64 << 20
 MOST_RATIO = 256
 _MAGIC = b"ARROW1\0\0"
-_RECORD_BATCH = 3  # of MessageHeader in Arrow's Message.fbs
-_HEADER_TYPE, _HEADER = 1, 2  # fields of its Message
+_V5 = 4  # of MetadataVersion in Arrow's Schema.fbs; V4 may say elsewhere that its buffers are compressed
+_SCHEMA, _RECORD_BATCH = 1, 3  # of MessageHeader in its Message.fbs
+_VERSION, _HEADER_TYPE, _HEADER = 0, 1, 2  # fields of its Message
 _BUFFERS, _COMPRESSION = 2, 3  # fields of its RecordBatch
 
 
@@ -49,10 +50,13 @@ def _uncompressed_bytes(message: pa.Message) -> int:
         return 0
     contents = memoryview(body)
     root = _u32(meta, 0)
-    kind = _field(meta, root, _HEADER_TYPE)
-    header = _field(meta, root, _HEADER)
-    if kind is None or header is None or meta[kind] != _RECORD_BATCH:
+    version, kind, header = (_field(meta, root, number) for number in (_VERSION, _HEADER_TYPE, _HEADER))
+    if version is None or kind is None or header is None or meta[version] != _V5:
+        raise ValueError("a message of another version, or of no kind")
+    if meta[kind] == _SCHEMA:
         return len(contents)
+    if meta[kind] != _RECORD_BATCH:  # dictionaries have buffers, too, and none of ours has dictionaries
+        raise ValueError("a message that is neither a schema nor rows")
     batch = header + _u32(meta, header)
     place = _field(meta, batch, _BUFFERS)
     if place is None or _field(meta, batch, _COMPRESSION) is None:

@@ -28,7 +28,8 @@ def seal(fields: dict[str, Any]) -> dict[str, Any]:
 def unseal(fields: dict[str, Any]) -> bool:
     """Takes `sha256` out; whether it was that of the rest, or not there. Raises `ValueError` for no canonical JSON."""
     found = fields.pop("sha256", None)
-    return found is None or found == sha256(canonical_json(fields))
+    digest = sha256(canonical_json(fields))  # also where there is none to compare: what has no digest cannot be put
+    return found is None or found == digest
 
 
 def fingerprint(made_from: dict[str, Any]) -> str:

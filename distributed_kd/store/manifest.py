@@ -61,8 +61,8 @@ class Manifest(BaseModel):
             if said != cls.kind():
                 expected_format, expected_version = cls.kind()
                 raise RequestError(
-                    f"{where} is {str(said[0])[:60]} version {str(said[1])[:20]}; this reads {expected_format} version "
-                    f"{expected_version}"
+                    f"{where} is {json.dumps(said[0])[:60]} version {json.dumps(said[1])[:20]}; "
+                    f"this reads {expected_format} version {expected_version}"
                 )
             is_whole = unseal(raw)
             found = cls.model_validate(raw)

@@ -44,10 +44,10 @@ def encode(targets: SoftTargets, lengths: np.ndarray, tokens: np.ndarray, tables
     code = _parsed(tables)
     if targets.log_p is not None:
         raise ValueError("log-probabilities that are not those of one set of logits are not kept; plain-1 keeps them")
-    rows = _Rows.of(targets, tokens, code)
     ends = np.cumsum([0, *lengths])
-    if ends[-1] != len(targets) or len(tokens) != len(targets):
+    if ends[-1] != len(targets) or len(tokens) != len(targets):  # before the kernels, which check no bounds
         raise ValueError(f"{len(targets)} positions with {len(tokens)} tokens in sequences of {ends[-1]}")
+    rows = _Rows.of(targets, tokens, code)
     sequences = [rows.sequence(int(begin), int(end), code) for begin, end in pairwise(ends)]
     columns = {
         name: pa.array([streams[place] for streams in sequences], pa.binary()) for place, name in enumerate(_COLUMNS)

@@ -10,6 +10,7 @@ Shapes: V vocabulary, U ids seen in the sample, C types, T + 1 token classes.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +29,7 @@ _ARRAYS = {
     "values", "weights", "within", "odds_mass", "tail_counts", "level_counts", "seen_ids", "type_sizes", "type_gaps",
     "type_counts", "class_tokens", "class_of_token", "given_counts",
 }  # fmt: skip
+_WHOLE_NUMBERS = re.compile("[<>|][iu][1248]")  # numpy parses other names of types as Python
 LARGEST_VOCABULARY = 1 << 20
 LARGEST_WIDTH = 1 << 20
 LARGEST_TYPES = 256
@@ -77,11 +79,11 @@ def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         header = json.loads(body[4 : 4 + length])
         arrays, place = {}, 4 + length
         for name, kind, shape in header.pop("arrays"):
-            dtype = np.dtype(kind)
             if name not in _ARRAYS or name in arrays:
                 raise ValueError(f"an array {str(name)[:40]} that is unknown, or there twice")
-            if dtype.kind not in "iu" or any(not isinstance(side, int) or side < 0 for side in shape):
+            if not _WHOLE_NUMBERS.fullmatch(kind) or any(not isinstance(side, int) or side < 0 for side in shape):
                 raise ValueError(f"array {name} is not one of whole numbers")
+            dtype = np.dtype(kind)
             count = int(np.prod([int(side) for side in shape], dtype=object))
             if place + count * dtype.itemsize > len(body):
                 raise ValueError(f"array {name} is cut short")
