@@ -26,7 +26,7 @@ SHARDS = "shards"
 # An artifact is untrusted input: what it says of itself is held to these before anything is read or allocated.
 MAXIMUM_SHARDS = 1 << 22
 MAXIMUM_INDEX_BYTES = 1 << 30
-_LIMITS = {"shard": MAXIMUM_SHARDS - 1, "rows": 1 << 31, "positions": 1 << 40, "bytes": 1 << 40}  # their sums fit int64
+LIMITS = {"shard": MAXIMUM_SHARDS - 1, "rows": 1 << 31, "positions": 1 << 40, "bytes": 1 << 40}  # their sums fit int64
 _SHA256 = "[0-9a-f]{64}"
 _AT_A_TIME = 4096  # entries made at once while iterating
 
@@ -69,7 +69,7 @@ class ShardIndex(Sequence[ShardEntry]):
     def of(cls, entries: Iterable[ShardEntry]) -> ShardIndex:
         """Of entries in any order."""
         ordered = sorted(entries, key=lambda entry: entry.shard)
-        columns = {name: np.array([getattr(entry, name) for entry in ordered], np.int64) for name in _LIMITS}
+        columns = {name: np.array([getattr(entry, name) for entry in ordered], np.int64) for name in LIMITS}
         return cls(**columns, sha256=pa.array([entry.sha256 for entry in ordered], pa.string()))
 
     @property
@@ -87,7 +87,7 @@ class ShardIndex(Sequence[ShardEntry]):
     def __getitem__(self, place: int | slice) -> ShardEntry | ShardIndex:
         if isinstance(place, slice):
             return ShardIndex(*(column[place] for column in self.columns))
-        numbers = {name: int(getattr(self, name)[place]) for name in _LIMITS}
+        numbers = {name: int(getattr(self, name)[place]) for name in LIMITS}
         return ShardEntry(**numbers, sha256=self.sha256[place].as_py())
 
     def __iter__(self) -> Iterator[ShardEntry]:
@@ -130,7 +130,7 @@ def read_index(store: Store, reference: IndexReference) -> ShardIndex:
     if table.num_rows > MAXIMUM_SHARDS or any(column.null_count for column in table.columns):
         raise RequestError(f"{where} has nulls, or more than {MAXIMUM_SHARDS} rows")
     _check_rows(table, where)
-    columns = {name: table.column(name).to_numpy() for name in _LIMITS}
+    columns = {name: table.column(name).to_numpy() for name in LIMITS}
     return ShardIndex(**columns, sha256=table.column("sha256").combine_chunks())
 
 
@@ -138,7 +138,7 @@ def _check_rows(table: pa.Table, where: str) -> None:
     """`check_entry` of each row, and that shards rise, all rows at once. Raises it of the first that is not good."""
     shard = table.column("shard").to_numpy()
     is_bad = ~pc.match_substring_regex(table.column("sha256"), rf"\A{_SHA256}\z").to_numpy()
-    for name, limit in _LIMITS.items():
+    for name, limit in LIMITS.items():
         column = table.column(name).to_numpy()
         is_bad |= (column < 0) | (column > limit)
     is_bad[1:] |= shard[1:] <= shard[:-1]
@@ -150,7 +150,7 @@ def _check_rows(table: pa.Table, where: str) -> None:
 
 def check_entry(entry: ShardEntry, where: str) -> None:
     """Raises `RequestError` when a shard cannot be what `where` says of it. An entry is untrusted input."""
-    for name, limit in _LIMITS.items():
+    for name, limit in LIMITS.items():
         value = getattr(entry, name)
         if type(value) is not int or not 0 <= value <= limit:
             raise RequestError(

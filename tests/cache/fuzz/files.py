@@ -17,9 +17,7 @@ from distributed_kd.store.digest import fingerprint, seal, sha256
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import (
     INDEX_NAME,
-    MAXIMUM_BYTES,
-    MAXIMUM_POSITIONS,
-    MAXIMUM_ROWS,
+    LIMITS,
     MAXIMUM_SHARDS,
     SCHEMA,
     IndexReference,
@@ -117,8 +115,7 @@ def _fingerprint_of(content: bytes) -> str:
 
 
 def _check_bounds(entry: ShardEntry) -> None:
-    assert 0 <= entry.shard < MAXIMUM_SHARDS and 0 <= entry.rows <= MAXIMUM_ROWS
-    assert 0 <= entry.positions <= MAXIMUM_POSITIONS and 0 <= entry.bytes <= MAXIMUM_BYTES
+    assert all(0 <= getattr(entry, name) <= limit for name, limit in LIMITS.items())
     assert len(entry.sha256) == 64 and set(entry.sha256) <= set("0123456789abcdef")
 
 
