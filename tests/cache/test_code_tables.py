@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import zstandard
 
-from distributed_kd.cache.codecs import levels, tables
-from tests.cache.fuzz.decoders import known_tables
+from distributed_kd.cache.codecs import compact, levels, tables
+from tests.cache.fuzz.decoders import good_targets, known_tables
 
 MANY = np.iinfo("<i4").max
 # sha256 of the arrays that the kernels take, by the number of the known tables.
@@ -238,3 +238,29 @@ def test_every_symbol_has_slots_in_proportion(symbols: int) -> None:
         expected = [int(weight) * ((1 << 15) - symbols) // total + 1 for weight in weights[row]]
         expected[int(np.argmax(weights[row]))] += (1 << 15) - sum(expected)
         assert shares[row].tolist() == expected
+
+
+def test_ids_seen_times_types_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    header, arrays = tables.unpack(known_tables()[0])
+    data = packed(header, arrays)
+    cells = arrays["seen_ids"].size * arrays["type_sizes"].size
+    monkeypatch.setattr(tables, "LARGEST_CELLS", cells)
+    tables.parse.__wrapped__(data)  # nothing that was parsed before the limit changed
+    monkeypatch.setattr(tables, "LARGEST_CELLS", cells - 1)
+    with pytest.raises(ValueError, match="out of bounds"):
+        tables.parse.__wrapped__(data)
+
+
+def test_tokens_outside_the_vocabulary_are_of_the_class_of_unseen_ones() -> None:
+    header, arrays = tables.unpack(known_tables()[0])
+    classes = {"class_tokens": np.array([0, 299], "<u2"), "class_of_token": np.array([1, 2], "<u1")}
+    given = np.array([[9, 0, 0, 0], [0, 90, 0, 0], [0, 0, 900, 0], [1, 1, 1, 1], [5, 5, 5, 5]], "<u2")
+    code = packed(header, arrays | classes | {"given_counts": given})
+    targets, _ = good_targets(0, 1)
+
+    def ids(token: int) -> bytes:
+        columns = compact.encode(targets, np.array([1]), np.array([token], np.int32), code).columns
+        return columns["ids"][0].as_py()
+
+    assert ids(-1) == ids(300) == ids(1 << 30) == ids(150)
+    assert len({ids(0), ids(299), ids(150)}) == 3

@@ -367,3 +367,13 @@ def test_there_are_up_to_8191_draws(draws: int, good: bool) -> None:
     else:
         with pytest.raises(ValueError, match="8192 draws a position cannot be cached; at most 8191 can"):
             compact.build_tables(targets, tokens, 3, draws)
+
+
+def test_what_is_not_kept_may_stand_anywhere() -> None:
+    ids = np.array([[NO_ID, 9, 7, 5], [8, NO_ID, 6, NO_ID]], np.int32)
+    logits = np.array([[-np.inf, 0, -1, 0], [-3, -np.inf, 0, -np.inf]], np.float32)
+    targets = SoftTargets(ids, logits, np.zeros((2, 2), np.float32), (1.0, 2.0))
+    tokens, code = np.zeros(2, np.int32), known_tables()[0]
+    columns = compact.encode(targets, np.array([2]), tokens, code).columns
+    decoded = compact.decode(columns, np.array([2]), tokens, (1.0, 2.0), code)
+    assert decoded.ids.tolist() == [[9, 5, 7, NO_ID], [6, 8, NO_ID, NO_ID]]  # the first stays first
