@@ -228,11 +228,12 @@ def test_an_index_is_popped_as_it_was_pushed(count: int) -> None:
         slot = index * step
         x = np.int64((12345 << 20) + slot)
         words = np.array([0, 0, 7, 0], np.uint32)
-        found, after, place = rans.pop_uniform(x, words, np.int64(2), np.int64(count))
+        top, end = np.int64(2), np.int64(4)
+        found, after, place = rans.pop_uniform(x, words, top, end, np.int64(count))
         assert found == index
         if count > 1:
             words[2] = 7 if place == 2 else 0  # what was taken comes back
-            back, place = rans.push_uniform(after, words, place, np.int64(index), np.int64(count))
+            back, place = rans.push_uniform(after, words, place, top, end, np.int64(index), np.int64(count))
             assert (int(back), int(place), words[2]) == (int(x), 2, 7)
 
 
