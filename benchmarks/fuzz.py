@@ -31,7 +31,10 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 FINDINGS = ROOT / "fuzz-findings"
 CORPUS = ROOT / "tests" / "cache" / "corpus"
-NAMES = ("manifest", "receipt", "index", "arrow", "tables-file", "tables", "compact-1", "plain-1", "shard")
+NAMES = (
+    "manifest", "receipt", "index", "arrow", "tables-file", "tables", "compact-1", "plain-1", "plain-1-weighted",
+    "dense-1", "shard",
+)  # fmt: skip
 _MOST_MEGABYTES = 3000
 _MOST_SECONDS = 10  # an input
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import zstandard
 
 from distributed_kd.cache import shard
-from distributed_kd.cache.codecs import compact, plain, tables
+from distributed_kd.cache.codecs import compact, dense, plain, tables
 from distributed_kd.cache.manifest import CacheManifest
 from distributed_kd.cache.shard import Row
 from distributed_kd.cache.soft_targets import NO_ID, SoftTargets
@@ -196,6 +196,50 @@ def plain_1(data: bytes) -> str:
     return outcome.letters
 
 
+def weighted(data: bytes) -> str:
+    """The log-probabilities that plain-1 keeps of drawn ids, of right and wrong types, beside good columns.
+
+    data: the column's kind and width, values.
+    """
+    outcome = Outcome()
+    targets, _ = good_targets(0, int(_LENGTHS.sum()))
+    columns = dict(plain.encode(targets, _LENGTHS, np.zeros(len(targets), np.int32)).columns)
+    head = data[:2].ljust(2, b"\0")
+    log_p = _column(head[0] % 12, head[1] % 10, _LENGTHS, "<f4", data[2:])
+    if log_p is not None:
+        columns["log_p"] = log_p
+    with refused_or_good(outcome, ValueError):
+        found = plain.decode(columns, _LENGTHS, np.zeros(len(targets), np.int32), (1.0, 2.0))
+        assert (found.log_p is None) == (log_p is None)
+        assert found.log_p is None or found.log_p.shape == (len(targets), 2, 4)
+    return outcome.letters
+
+
+def dense_1(data: bytes) -> str:
+    """Columns of right and wrong types. data: positions of two sequences, each column's kind, the width, values."""
+    outcome = Outcome()
+    head, body = data[:5].ljust(5, b"\0"), data[5:]
+    lengths = np.array([head[0] % 6, head[1] % 6])
+    positions = int(lengths.sum())
+    columns = {}
+    levels = _column(head[2] % 12, head[4] % 6, lengths, "<u1", body[::2])
+    ranges = _column(head[3] % 12, 1, lengths, "<f2", body[1::2])
+    if levels is not None:
+        columns["levels"] = levels
+    if ranges is not None:
+        is_nested = pa.types.is_list(ranges.type) and pa.types.is_fixed_size_list(ranges.type.value_type)
+        columns["ranges"] = ranges
+        if is_nested and not ranges.null_count and not ranges.flatten().null_count:
+            columns["ranges"] = pa.ListArray.from_arrays(
+                pa.array(np.cumsum([0, *[len(row) for row in ranges]]), pa.int32()), ranges.flatten().flatten()
+            )
+    with refused_or_good(outcome, ValueError):
+        found = dense.decode(columns, lengths, np.zeros(positions, np.int32), (1.0, 2.0))
+        _check(found, positions, found.ids.shape[1], max(1, found.ids.shape[1]))
+        assert (found.logits <= 0).all() and np.isfinite(found.logits).all()
+    return outcome.letters
+
+
 def _column(kind: int, width: int, lengths: np.ndarray, dtype: str, values: bytes) -> pa.Array | None:
     """A column as it should be (kinds 0 and 9), or not."""
     if kind == 3:
@@ -288,6 +332,15 @@ def compact_1_seeds() -> list[bytes]:
 def plain_1_seeds() -> list[bytes]:
     good = [bytes([2, 3, kind, 4, kind, 4, kind, 2]) + bytes(range(240)) for kind in range(12)]
     return [*good, bytes([0, 0, 0, 4, 0, 4, 0, 2])]
+
+
+def weighted_seeds() -> list[bytes]:
+    return [bytes([kind, 8]) + bytes(range(160)) for kind in range(12)] + [bytes([0, 4]) + bytes(80)]
+
+
+def dense_1_seeds() -> list[bytes]:
+    good = [bytes([2, 3, kind, other, 4]) + bytes(range(60)) for kind in range(12) for other in (0, kind)]
+    return [*good, bytes([0, 0, 0, 0, 4])]
 
 
 def shard_file_seeds() -> list[bytes]:

@@ -39,6 +39,8 @@ TARGETS = {
     "tables": Target(decoders.tables_edited, decoders.tables_edited_seeds, 97),
     "compact-1": Target(decoders.compact_1, decoders.compact_1_seeds, 512),
     "plain-1": Target(decoders.plain_1, decoders.plain_1_seeds, 512),
+    "plain-1-weighted": Target(decoders.weighted, decoders.weighted_seeds, 256),
+    "dense-1": Target(decoders.dense_1, decoders.dense_1_seeds, 128),
     "shard": Target(decoders.shard_file, decoders.shard_file_seeds, 8192),
 }
 
