@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     rows = []
-    for codec in ("plain-1", "compact-1"):
+    for codec in ("plain-1", "compact-1", "dense-1"):
         for finished in (True, False):
             with tempfile.TemporaryDirectory() as folder:
                 target = Target(Path(folder), codec, finished)

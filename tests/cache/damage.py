@@ -30,7 +30,7 @@ class Target:
     def __init__(self, folder: Path, codec: str, finished: bool = True) -> None:
         self.folder = folder
         self.store = Store(str(folder))
-        make_cache(self.store, codec)
+        make_cache(self.store, codec, method="full" if codec == "dense-1" else "top_k")
         self.rows = [cache.open(self.store)[n] for n in range(12)]
         self.finished = finished
         if not finished:

@@ -22,7 +22,7 @@ COUNTS = {"flips": 120, "truncations": 40, "swaps": 40}
 MOST_GROWTH = 200 << 10  # kilobytes; the bombs would become 400 MB and more
 
 
-@pytest.fixture(scope="module", params=["plain-1", "compact-1", "compact-1 unfinished"])
+@pytest.fixture(scope="module", params=["plain-1", "compact-1", "dense-1", "compact-1 unfinished"])
 def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Target:
     codec, *state = request.param.split()
     return Target(tmp_path_factory.mktemp("cache"), codec, finished=not state)
