@@ -18,6 +18,7 @@ from distributed_kd.cache.manifest import CacheManifest
 from distributed_kd.errors import DkdError, WorkError
 from distributed_kd.recipe import Recipe
 from distributed_kd.teacher.replica import Replica
+from distributed_kd.teacher.schedule import MOST_LOSSES
 
 _ANSWER_SECONDS = 2.0
 
@@ -50,12 +51,15 @@ class Fleet:
         return len(self._handles) - len(self._loading)
 
     def fit(self, work: int) -> None:
-        """Starts replicas: as many as are asked for, as the cluster has places for and as there is work for."""
+        """Starts replicas, as there is work for: as many as are asked for, or as the cluster has places for now.
+
+        Those that have no place wait for one, without a shard; a cluster that scales itself sees that they do.
+        """
         places, resources = self._places()
         wanted = self._recipe.capture.replicas
         if isinstance(wanted, int) and wanted > places and not self._started:
-            console.say(f"cache: {wanted} replicas are asked for and {places} fit the cluster; going on with {places}")
-        count = min(max(1, work), places, wanted if isinstance(wanted, int) else places)
+            console.say(f"cache: {wanted} replicas are asked for and {places} fit the cluster now; the others wait")
+        count = min(max(1, work), wanted if isinstance(wanted, int) else max(1, places))
         for _ in range(count - len(self._handles)):
             self._start(resources)
 
@@ -81,11 +85,26 @@ class Fleet:
         self._loading[self._handles[name].load.remote()] = name
 
     def make_tables(self, train_shards: list[int], known: Any) -> Any:
-        """The codec's code tables, by the first replica that is there. An error is raised as it is."""
-        while not self.idle:
-            for event in self.wait(1.0):
-                raise WorkError(f"{event.replica} was lost before it had done anything: {event.value}")
-        return ray.get(self._handles[self.idle[0]].make_tables.remote(train_shards, known))
+        """The codec's code tables, by the first replica that is there; by another one where that is lost.
+
+        An error is raised as it is, `WorkError` where one replica after the other is lost.
+        """
+        for _ in range(MOST_LOSSES):
+            lost = []
+            while not self.idle and not lost:
+                lost = self.wait(1.0)
+            if self.idle:
+                replica = self.idle[0]
+                try:
+                    return ray.get(self._handles[replica].make_tables.remote(train_shards, known))
+                except ray.exceptions.RayActorError as error:
+                    self.idle.remove(replica)
+                    del self._handles[replica]
+                    lost = [Event(replica, "lost", _line(error))]
+            for event in lost:
+                console.say(f"cache: {event.replica} was lost: {event.value}")
+            self.fit(len(train_shards))
+        raise WorkError(f"{MOST_LOSSES} replicas were lost before they had made the code tables; mend the cause")
 
     def give(self, replica: str, shard: int, manifest: CacheManifest) -> None:
         self.idle.remove(replica)
