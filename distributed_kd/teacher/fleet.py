@@ -90,7 +90,7 @@ class Fleet:
         An error is raised as it is, `WorkError` where one replica after the other is lost.
         """
         for _ in range(MOST_LOSSES):
-            lost = []
+            lost: list[Event] = []
             while not self.idle and not lost:
                 lost = self.wait(1.0)
             if self.idle:
