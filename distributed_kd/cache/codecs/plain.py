@@ -33,7 +33,8 @@ def encode(targets: SoftTargets, lengths: np.ndarray, tokens: np.ndarray, tables
         "tail_odds": column(targets.tail_odds, pa.float32()),
     }
     if targets.log_p is not None:
-        columns["log_p"] = column(targets.log_p.reshape(len(targets), -1), pa.float32())
+        positions, temperatures, width = targets.log_p.shape
+        columns["log_p"] = column(targets.log_p.reshape(positions, temperatures * width), pa.float32())
     return Encoded(columns, {"ids": "ids", "logits": "levels", "log_p": "levels", "tail_odds": "tail"})
 
 
