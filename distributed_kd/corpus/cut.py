@@ -24,6 +24,7 @@ from distributed_kd.store.filesystem import open_filesystem
 
 _READ_BYTES = 4 << 20
 _THREADS = 8
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"  # Arrow's
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ def _survey(file: SourceFile, corpus: Corpus) -> Survey:
         cuts = list(_cuts(file, stream, corpus.block_bytes))
         while stream.read(_READ_BYTES):
             pass
+    if file.format == "datasets" and stream.tail != _END_OF_STREAM:
+        raise RequestError(f"{file.uri} is not a whole Arrow stream: it does not end as one; copy or save it again")
     digest = stream.sha256.hexdigest()
     is_long = file.format == "text" and file.compression is None and file.bytes > STRETCH_BYTES
     document = id_of_digest(stream.sha256.digest()) if is_long else None
@@ -173,13 +176,13 @@ def _record_batches(file: SourceFile, stream: _Digesting) -> Iterator[_Cut]:
 
     rows = begin = 0
     try:
-        with pa.ipc.MessageReader.open_stream(pa.PythonFile(stream, "r")) as messages:
-            schema = pa.ipc.read_schema(messages.read_next_message())
-            for message in messages:
-                if message.type == "record batch":
-                    rows += pa.ipc.read_record_batch(message, schema).num_rows
-                yield _Cut(stream.place, rows, stream.place - begin)
-                begin = stream.place
+        messages = pa.ipc.MessageReader.open_stream(pa.PythonFile(stream, "r"))
+        schema = pa.ipc.read_schema(messages.read_next_message())
+        for message in messages:
+            if message.type == "record batch":
+                rows += pa.ipc.read_record_batch(message, schema).num_rows
+            yield _Cut(stream.place, rows, stream.place - begin)
+            begin = stream.place
     except (pa.ArrowException, OSError, EOFError, StopIteration) as error:
         raise RequestError(f"{file.uri} is not a whole Arrow stream: {' '.join(str(error).split())}") from error
 
@@ -191,6 +194,7 @@ class _Digesting(io.RawIOBase):
         self._stream = stream
         self.sha256 = hashlib.sha256()
         self.place = 0
+        self.tail = b""
 
     def readable(self) -> bool:
         return True
@@ -199,6 +203,8 @@ class _Digesting(io.RawIOBase):
         data = self._stream.read(size)
         self.sha256.update(data)
         self.place += len(data)
+        last = len(_END_OF_STREAM)
+        self.tail = (self.tail + data[-last:])[-last:]
         return data
 
     def readinto(self, buffer: Any) -> int:

@@ -115,7 +115,8 @@ def prepare(recipe: Recipe) -> SequencesManifest:
     store.delete(BLOCKS)
     unanswered = sum(file.unanswered for block in parts for file in block)
     if unanswered:
-        console.say(f"prepare: {unanswered:,} conversations in which the assistant says nothing were left out")
+        count = f"{unanswered:,} conversations" if unanswered > 1 else "1 conversation"
+        console.say(f"prepare: {count} in which the assistant says nothing left out")
     return manifest
 
 

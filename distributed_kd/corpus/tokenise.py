@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def tokenise(
     done = f"{name}.json"
     if store.exists(done):
         return [_part_file(entry) for entry in json.loads(store.read(done))]
-    tokenizer = load_tokenizer(locate(*model, weights=False))
+    tokenizer = _tokenizer(model)
     files: list[PartFile] = []
     held = _Held()
     for document, parts in _encoded(pieces, tokenizer, model[0], corpus):
@@ -81,6 +82,12 @@ def parts_of(store: Store, name: str) -> dict[str, list[Part]]:
         cut = slice(offsets[row], offsets[row + 1])
         found[split].append(Part(document, ids[cut], said[cut], begins))
     return found
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(model: tuple[str, str | None]) -> Any:
+    """A worker process keeps it for its next task: loading one takes longer than a small task."""
+    return load_tokenizer(locate(*model, weights=False))
 
 
 class _Held:
