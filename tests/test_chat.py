@@ -50,4 +50,4 @@ def test_the_line_runs_on_conversations(toy_recipe: dict[str, Any], tmp_path: Pa
     assert 0 < scored < sum(len(cache[place].sequence.input_ids) for place in range(len(cache)))
     exported = json.loads((tmp_path / "work" / "student" / "export" / "tokenizer_config.json").read_text())
     saved = tmp_path / "work" / "student" / "export" / "chat_template.jinja"
-    assert toys.CHAT_TEMPLATE == (saved.read_text() if saved.exists() else exported["chat_template"])
+    assert (saved.read_text() if saved.exists() else exported["chat_template"]) == toys.CHAT_TEMPLATE

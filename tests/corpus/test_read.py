@@ -7,13 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
 
 from distributed_kd.corpus.bytes_of import stretches
-from distributed_kd.corpus.cut import Piece, digest_of, survey
+from distributed_kd.corpus.cut import Piece, digest_of, runs_of, survey
 from distributed_kd.corpus.packing import document_id
 from distributed_kd.corpus.read import Document, documents
 from distributed_kd.corpus.source import list_files
@@ -195,6 +196,12 @@ def test_a_text_is_no_conversation(tmp_path: Path) -> None:
 # A file cut for several readers.
 
 
+def test_runs_are_of_whole_items(folder: Path) -> None:
+    files = list_files(Corpus(source=str(folder)))
+    assert [len(run) for run in runs_of(files, 1)] == [1, 1, 1]
+    assert runs_of(files, 1 << 20) == [files]
+
+
 def pieces_of(path: Path, block_bytes: int, **keys: Any) -> tuple[Corpus, list[Piece]]:
     corpus = Corpus(source=str(path), block_bytes=block_bytes, **keys)
     (found,) = survey(list_files(corpus), corpus)
@@ -267,7 +274,6 @@ def test_a_long_text_is_one_document_in_stretches(tmp_path: Path, monkeypatch: p
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """2,500 rows in two Arrow files of batches of 1,000 at most, as `datasets` writes them."""
-    datasets = pytest.importorskip("datasets")
     rows = {"text": [f"text {number}" for number in range(2500)], "n": list(range(2500))}
     datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "saved", num_shards=2)
     return tmp_path / "saved"
@@ -287,8 +293,6 @@ def test_a_saved_dataset_is_read_from_the_files_that_it_lists(saved: Path) -> No
 
 
 def test_a_saved_dataset_that_changes_is_another_one(saved: Path) -> None:
-    import datasets
-
     before = digest(saved)
     state = (saved / "state.json").read_text()
     (saved / "state.json").write_text(state.replace("_fingerprint", "_print"))
