@@ -131,7 +131,7 @@ def spanned(own: Iterable[Part], following: Iterable[Part], span: Span, corpus: 
     skip, take = span.skip, span.take
     for part in own:
         if skip < len(part):
-            yield replace(part[skip:], begins=part.begins and not skip)
+            yield part[skip:]
         skip = max(0, skip - len(part))
     for part in following:
         if not take or (part.begins and corpus.packing == "none"):

@@ -88,7 +88,7 @@ def test_byte_level_tokens_are_marked_to_the_last_character(trim: bool) -> None:
     backend.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
     turns = "{% for m in messages %}{{ m.role + ':' }}{% if m.role == 'assistant' %}{% generation %}"
-    turns += "{{ m.content + '\n' }}{% endgeneration %}{% else %}{{ m.content + '\n' }}{% endif %}{% endfor %}"
+    turns += "{{ m.content + ' ' }}{% endgeneration %}{% else %}{{ m.content + ' ' }}{% endif %}{% endfor %}"
     prompt = "{% if add_generation_prompt %}assistant:{% endif %}"
     conversation = [
         {"role": "user", "content": "Hä?"}, {"role": "assistant", "content": " Ja, 日本 "},
@@ -100,8 +100,8 @@ def test_byte_level_tokens_are_marked_to_the_last_character(trim: bool) -> None:
     ):
         tokenizer.chat_template = template
         ids, said = encode(tokenizer, "t", conversation, "here")
-        assert tokenizer.decode(ids) == "user:Hä?\nassistant: Ja, 日本 \nuser:gut\nassistant:!\nuser:so\n"
-        assert tokenizer.decode(ids[said]) == " Ja, 日本 \n!\n"
+        assert tokenizer.decode(ids) == "user:Hä? assistant: Ja, 日本  user:gut assistant:! user:so "
+        assert tokenizer.decode(ids[said]) == " Ja, 日本  ! "
 
 
 def test_a_template_whose_beginnings_are_rendered_otherwise_is_refused(tmp_path: Path) -> None:

@@ -140,9 +140,11 @@ def test_loss_falls_on_the_assistants_words_in_every_packing(tokenizer: str, tmp
 
 def test_conversations_without_an_answer_are_counted(tokenizer: str, tmp_path: Path) -> None:
     source = toys.write_conversations(tmp_path / "chat.jsonl", 20)
-    unanswered = [json.dumps({"messages": messages}) for messages in ([], [{"role": "user", "content": "w1"}])]
+    asked, said = {"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}
+    # What the assistant says first of all answers nothing.
+    unanswered = [json.dumps({"messages": messages}) for messages in ([], [asked], [said], [said, asked])]
     source.write_text(source.read_text() + "\n" + "\n".join(unanswered))
     corpus = Corpus(source=str(source), task="chat", sequence_length=16, validation_fraction=0.0)
     ((file,),) = parts(tokenizer, corpus, Store(str(tmp_path)))
-    assert file.unanswered == 2
+    assert file.unanswered == 4
     assert file.documents == {"train": 20, "development": 0, "validation": 0}
