@@ -139,7 +139,7 @@ def _encoded(
     """Each document that is in a split and its parts. A part holds one id at least."""
     encode = _encoder(tokenizer, name, corpus)
     windows: Windows | None = None
-    begins = True
+    begins = False
     for document in (document for piece in pieces for document in documents(piece, corpus)):
         if split_of(document.id, corpus) is None or _is_blank(document):
             continue

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from distributed_kd.corpus.bytes_of import stretches
 from distributed_kd.corpus.cut import survey
 from distributed_kd.corpus.packing import SPLITS, spans
 from distributed_kd.corpus.prepare import _blocks, _following, _write_packed
@@ -100,6 +101,33 @@ def test_sequences_do_not_depend_on_where_the_file_was_cut(
     names = store.list("blocks")
     assert [name for name in names if name.endswith(".json")] == ["0-0.json"]
     assert "0-0-0005.arrow" in names
+
+
+@pytest.mark.parametrize("windows", [None, 2])
+def test_sequences_do_not_depend_on_where_a_long_text_was_cut(
+    tokenizer: str, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, windows: int | None
+) -> None:
+    """Texts tokenised in stretches of 700 bytes, by one task each or by several."""
+    monkeypatch.setattr("distributed_kd.corpus.cut.STRETCH_BYTES", 700)
+    monkeypatch.setattr(stretches, "__defaults__", (700,))
+    lines = [json.loads(line)["text"] for line in texts.read_text().splitlines()]
+    for number in range(10):
+        (tmp_path / f"{number}.txt").write_text("\n".join(lines[number * 8 : number * 8 + 8]))
+    keys: dict[str, Any] = {"source": str(tmp_path), "packing": "none", "sequence_length": 16}
+    keys |= {"validation_fraction": 0.3, "development_fraction": 0.2, "sequences_per_document": windows}
+    memory = Store(f"memory:/{tmp_path}")
+    found = [
+        packed(tokenizer, Corpus(**keys, block_bytes=block_bytes), memory.child(str(block_bytes)))
+        for block_bytes in (1 << 30, 800)
+    ]
+    same(*found)
+    tasks = [name for name in memory.list("800/blocks") if name.endswith(".json")]
+    assert len(tasks) == 10 if windows else len(tasks) > 20
+    documents = {int(document) for split in SPLITS for row in found[0][split] for document in row.documents}
+    assert len(documents) == 10
+    ids = sum(len(row.input_ids) for split in SPLITS for row in found[0][split])
+    wanted = sum(len(text.split()) for text in lines) + 10  # each text's end
+    assert ids == 10 * 2 * 16 if windows else wanted - 10 <= ids <= wanted  # an id alone is no sequence
 
 
 def test_a_task_that_is_done_is_taken_up(tokenizer: str, texts: Path, tmp_path: Path) -> None:
