@@ -73,7 +73,7 @@ def packed(tokenizer: str, corpus: Corpus, store: Store) -> dict[str, list[Seque
 
 def same(one: dict[str, list[Sequence]], other: dict[str, list[Sequence]]) -> None:
     for split in SPLITS:
-        assert len(one[split]) == len(other[split]) > 0
+        assert len(one[split]) == len(other[split])
         for left, right in zip(one[split], other[split], strict=True):
             for field in ("input_ids", "loss_mask", "documents", "document_lengths"):
                 np.testing.assert_array_equal(getattr(left, field), getattr(right, field))
@@ -89,6 +89,7 @@ def test_sequences_do_not_depend_on_where_the_file_was_cut(
     keys["development_fraction"] = 0.1
     memory = Store(f"memory:/{tmp_path}")
     whole = packed(tokenizer, Corpus(source=str(source), block_bytes=1 << 30, **keys), memory.child("whole"))
+    assert all(whole.values())
     for block_bytes, least in ((600, 20), (4000, 4)):
         store = memory.child(str(block_bytes))
         same(packed(tokenizer, Corpus(source=str(source), block_bytes=block_bytes, **keys), store), whole)
@@ -114,7 +115,7 @@ def test_sequences_do_not_depend_on_where_a_long_text_was_cut(
     for number in range(10):
         (tmp_path / f"{number}.txt").write_text("\n".join(lines[number * 8 : number * 8 + 8]))
     keys: dict[str, Any] = {"source": str(tmp_path), "packing": "none", "sequence_length": 16}
-    keys |= {"validation_fraction": 0.3, "development_fraction": 0.2, "sequences_per_document": windows}
+    keys |= {"validation_fraction": 0.3, "development_fraction": 0.3, "sequences_per_document": windows}
     memory = Store(f"memory:/{tmp_path}")
     found = [
         packed(tokenizer, Corpus(**keys, block_bytes=block_bytes), memory.child(str(block_bytes)))
@@ -122,7 +123,7 @@ def test_sequences_do_not_depend_on_where_a_long_text_was_cut(
     ]
     same(*found)
     tasks = [name for name in memory.list("800/blocks") if name.endswith(".json")]
-    assert len(tasks) == 10 if windows else len(tasks) > 20
+    assert len(tasks) == 10 if windows else len(tasks) > 15
     documents = {int(document) for split in SPLITS for row in found[0][split] for document in row.documents}
     assert len(documents) == 10
     ids = sum(len(row.input_ids) for split in SPLITS for row in found[0][split])
