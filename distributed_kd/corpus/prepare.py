@@ -72,7 +72,10 @@ def prepare(recipe: Recipe) -> SequencesManifest:
     folder = locate(name, revision, weights=False)
     tokenizer = load_tokenizer(folder)
     identity = TokenizerIdentity(name=name, sha256=tokenizer_sha256(tokenizer), vocabulary_size=len(tokenizer))
-    if corpus.task != "chat":
+    template = {}
+    if corpus.task == "chat":
+        template["chat_template_sha256"] = template_sha256(tokenizer, name)
+    else:
         end_of_document(tokenizer, name)
     _refuse_too_long(corpus.sequence_length, recipe.teachers[0])
     surveys = survey(files, corpus)
@@ -80,9 +83,8 @@ def prepare(recipe: Recipe) -> SequencesManifest:
         "corpus": made_from_corpus(corpus),
         "source": digest_of(files, surveys),
         "tokenizer_sha256": identity.sha256,
+        **template,
     }
-    if corpus.task == "chat":
-        made_from["chat_template_sha256"] = template_sha256(tokenizer, name)
     found = SequencesManifest.read(store)
     if found is not None:
         refuse_other(found, made_from, store, "sequences")
