@@ -26,10 +26,15 @@ Positive = Annotated[int, Field(ge=1)]
 
 class Corpus(Section):
     source: str | list[str] = Field(description="file or folder, local, s3:// or package:NAME/PATH; or a list of them")
-    format: Literal["auto", "text", "jsonl", "parquet"] = Field(
-        "auto", description="how to read the source; auto goes by each file's ending"
+    format: Literal["auto", "text", "jsonl", "parquet", "datasets"] = Field(
+        "auto",
+        description="how to read the source; auto goes by each file's ending (text and jsonl may end in .gz or .zst) "
+        "and finds the folders that datasets' save_to_disk wrote",
     )
-    text_column: str = Field("text", description="the column that holds a document's text (jsonl, parquet)")
+    text_column: str = Field("text", description="the column that holds a document's text (not in text files)")
+    messages_column: str = Field(
+        "messages", description="chat: the column that holds a conversation, a list of messages of role and content"
+    )
     tokenizer: str | None = Field(None, description="path or hub id; the first teacher's when not given")
     sequence_length: int = Field(1024, ge=2, description="tokens in a sequence at most")
     packing: Literal["concatenate", "isolate", "none"] = Field(
@@ -48,7 +53,11 @@ class Corpus(Section):
     )
     block_bytes: Positive = Field(64 << 20, description="source bytes that one prepare task reads, about")
     seed: int = Field(0, description="salt of the hash that draws documents and windows")
-    task: Literal["causal_lm", "chat", "masked_lm", "classification", "frames"] = "causal_lm"
+    task: Literal["causal_lm", "chat", "masked_lm", "classification", "frames"] = Field(
+        "causal_lm",
+        description="causal_lm: every token is predicted; chat: documents are conversations, rendered by the "
+        "tokenizer's chat template, and what the assistant says is predicted",
+    )
 
     @model_validator(mode="after")
     def _fractions_fit(self) -> Corpus:
@@ -263,8 +272,8 @@ class Recipe(Section):
 
     def refuse_what_is_not_built(self) -> None:
         """Raises `RequestError` for values that the design names and this version does not carry."""
-        if self.corpus.task != "causal_lm":
-            raise not_yet(f"corpus.task: {self.corpus.task}", "causal_lm is")
+        if self.corpus.task not in ("causal_lm", "chat"):
+            raise not_yet(f"corpus.task: {self.corpus.task}", "causal_lm and chat are")
         if self.objective.divergence != "forward_kl":
             raise not_yet(f"objective.divergence: {self.objective.divergence}", "forward_kl is")
         if self.trainer.follow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,16 @@ from typing import Any
 EOS = 0
 WORDS = [f"w{number}" for number in range(62)]
 VOCABULARY = len(WORDS) + 2
+# w60 begins what the assistant says, w61 what others say; what the assistant says is marked as such.
+MARKED_TEMPLATE = (
+    "{% for message in messages %}{{ 'w60 ' if message.role == 'assistant' else 'w61 ' }}"
+    "{% if message.role == 'assistant' %}{% generation %}{{ message.content + ' <eos>' }}{% endgeneration %}{{ ' ' }}"
+    "{% else %}{{ message.content + ' <eos> ' }}{% endif %}{% endfor %}{% if add_generation_prompt %}w60 {% endif %}"
+)
+CHAT_TEMPLATE = MARKED_TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
 
 
-def save_tokenizer(folder: Path, words: list[str] = WORDS) -> None:
+def save_tokenizer(folder: Path, words: list[str] = WORDS, chat_template: str | None = None) -> None:
     """A word-level tokenizer: id 0 ends a text, 1 is unknown, then one id a word."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -19,7 +27,9 @@ def save_tokenizer(folder: Path, words: list[str] = WORDS) -> None:
     vocabulary = {"<eos>": EOS, "<unk>": 1, **{word: place + 2 for place, word in enumerate(words)}}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>").save_pretrained(folder)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>")
+    fast.chat_template = chat_template
+    fast.save_pretrained(folder)
 
 
 def llama_config(layers: int, vocabulary: int = VOCABULARY, **changes: Any) -> Any:
@@ -76,3 +86,20 @@ def write_corpus(folder: Path, documents: int = 40) -> Path:
             place = (place + (1 if drawn.random() < 0.8 else drawn.randrange(len(WORDS)))) % len(WORDS)
         (folder / f"document-{number:03d}.txt").write_text(" ".join(words))
     return folder
+
+
+def write_conversations(path: Path, conversations: int = 40) -> Path:
+    """JSON lines; the assistant says the neighbours of the words that it was given."""
+    drawn = random.Random(0)
+    lines = []
+    for _ in range(conversations):
+        messages = []
+        for _ in range(drawn.randrange(1, 4)):
+            place, length = drawn.randrange(len(WORDS)), drawn.randrange(2, 12)
+            asked, said = (
+                " ".join(WORDS[(place + step + begin) % 60] for step in range(length)) for begin in (0, length)
+            )
+            messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+        lines.append(json.dumps({"messages": messages}))
+    path.write_text("\n".join(lines))
+    return path

@@ -1,9 +1,10 @@
 """The prepare stage: source files -> sequence shards.
 
-Two passes of Ray tasks. The first reads a block of whole files and writes its sequences as one block file; the
-second cuts the blocks, end to end and split by split, into shards of `shard_sequences`. What a shard holds follows
-from the source and the recipe, never from how many workers there were. A block file carries the fingerprint in its
-name, so an interrupted run takes up the blocks that are there.
+Three passes of Ray tasks. The first reads pieces of a block of whole files and tokenises them; the second packs what
+came of each, with what its last sequences take of the next; the third cuts the packed blocks, end to end and split by
+split, into shards of `shard_sequences`. What a shard holds follows from the source and the recipe, never from how many
+workers there were nor from where a file was cut. Files in between carry the fingerprint in their names, so an
+interrupted run takes up those that are there.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from distributed_kd import console
-from distributed_kd.corpus import read
-from distributed_kd.corpus.packing import SPLITS, document_id, pack, pieces, split_of
+from distributed_kd.corpus.conversation import template_sha256
+from distributed_kd.corpus.cut import Piece, Survey, digest_of, runs_of, survey
+from distributed_kd.corpus.packing import SPLITS, Span, pack, spanned, spans
 from distributed_kd.corpus.sequences import (
     FOLDER,
     SCHEMA,
@@ -30,12 +33,13 @@ from distributed_kd.corpus.sequences import (
     rows_to_sequences,
     sequences_to_columns,
 )
+from distributed_kd.corpus.source import SourceFile, list_files
+from distributed_kd.corpus.tokenise import PartFile, parts_of, tokenise
 from distributed_kd.errors import RequestError
 from distributed_kd.launch.ray_session import ray_session, task_errors
 from distributed_kd.models.config import load_config, longest_sequence
 from distributed_kd.models.locate import locate
 from distributed_kd.models.tokenizer import (
-    beginning_of_document,
     end_of_document,
     load_tokenizer,
     tokenizer_of,
@@ -51,11 +55,11 @@ BLOCKS = "blocks"
 
 
 @dataclass(frozen=True)
-class _Block:
-    """What a block file holds: sequences and documents by split."""
+class _Packed:
+    """What a packed file holds: sequences by split."""
 
+    name: str
     sequences: dict[str, int]
-    documents: dict[str, int]
 
 
 def prepare(recipe: Recipe) -> SequencesManifest:
@@ -63,17 +67,23 @@ def prepare(recipe: Recipe) -> SequencesManifest:
     begun = time.monotonic()
     corpus = recipe.corpus
     store = Store(recipe.workdir).child(FOLDER)
-    files = read.list_files(corpus)
+    files = list_files(corpus)
     name, revision = tokenizer_of(recipe)
     folder = locate(name, revision, weights=False)
     tokenizer = load_tokenizer(folder)
     identity = TokenizerIdentity(name=name, sha256=tokenizer_sha256(tokenizer), vocabulary_size=len(tokenizer))
-    end_of_document(tokenizer, name)
+    template = {}
+    if corpus.task == "chat":
+        template["chat_template_sha256"] = template_sha256(tokenizer, name)
+    else:
+        end_of_document(tokenizer, name)
     _refuse_too_long(corpus.sequence_length, recipe.teachers[0])
+    surveys = survey(files, corpus)
     made_from = {
         "corpus": made_from_corpus(corpus),
-        "source": read.digest_of(files),
+        "source": digest_of(files, surveys),
         "tokenizer_sha256": identity.sha256,
+        **template,
     }
     found = SequencesManifest.read(store)
     if found is not None:
@@ -85,9 +95,12 @@ def prepare(recipe: Recipe) -> SequencesManifest:
     store.check_writable()
     key = fingerprint(made_from)
     with ray_session(recipe.capture.address):
-        blocks = _tokenise(read.blocks_of(files, corpus.block_bytes), (name, revision), corpus, store, key)
-        _refuse_empty(blocks, corpus)
-        splits, entries = _cut(blocks, corpus, store, key)
+        blocks = _blocks(files, surveys, corpus)
+        done = iter(_tokenise([task for block in blocks for task in block], (name, revision), corpus, store, key))
+        parts = [[file for _ in block for file in next(done)] for block in blocks]
+        packed = _pack(parts, corpus, store)
+        _refuse_empty(packed, corpus)
+        splits, entries = _cut(packed, [file for block in parts for file in block], corpus, store)
     manifest = SequencesManifest(
         made_from=made_from,
         fingerprint=key,
@@ -102,28 +115,76 @@ def prepare(recipe: Recipe) -> SequencesManifest:
     store.remove_leftovers("", SHARDS)
     manifest.put(store)
     store.delete(BLOCKS)
+    unanswered = sum(file.unanswered for block in parts for file in block)
+    if unanswered:
+        count = f"{unanswered:,} conversations" if unanswered > 1 else "1 conversation"
+        console.say(f"prepare: {count} in which the assistant says nothing left out")
     return manifest
 
 
+def _blocks(files: list[SourceFile], surveys: list[Survey], corpus: Corpus) -> list[list[list[Piece]]]:
+    """Blocks of tasks of pieces: documents are packed end to end within a block."""
+    found = iter(surveys)
+    return [
+        runs_of([piece for _ in block for piece in next(found).pieces], corpus.block_bytes)
+        for block in runs_of(files, corpus.block_bytes)
+    ]
+
+
 def _tokenise(
-    blocks: list[list[read.SourceFile]], model: tuple[str, str | None], corpus: Corpus, store: Store, key: str
-) -> list[_Block]:
+    tasks: list[list[Piece]], model: tuple[str, str | None], corpus: Corpus, store: Store, key: str
+) -> list[list[PartFile]]:
+    """Each task's files of parts."""
     import ray
 
-    task = ray.remote(num_cpus=1)(_write_block)
-    references = [task.remote(files, model, corpus, store, _block_name(key, i)) for i, files in enumerate(blocks)]
-    done: list[_Block] = []
-    with console.progress("prepare", len(blocks)) as advance, task_errors():
+    task = ray.remote(num_cpus=1)(tokenise)
+    references = [task.remote(pieces, model, corpus, store, _block_name(key, i)) for i, pieces in enumerate(tasks)]
+    done: list[list[PartFile]] = []
+    documents = 0
+    with console.progress("prepare", len(tasks)) as advance, task_errors():
         for reference in references:
             done.append(ray.get(reference))
-            advance(len(done), f"{sum(sum(block.sequences.values()) for block in done):,} sequences")
+            documents += sum(sum(file.documents.values()) for file in done[-1])
+            advance(len(done), f"{documents:,} documents")
     return done
 
 
+def _pack(blocks: list[list[PartFile]], corpus: Corpus, store: Store) -> list[_Packed]:
+    """Packs each file of parts with what its last sequences take of the following ones of its block."""
+    import ray
+
+    task = ray.remote(num_cpus=1)(_write_packed)
+    references: list[Any] = []
+    for files in blocks:
+        found = {split: spans([file.extents[split] for file in files], corpus) for split in SPLITS}
+        for place, file in enumerate(files):
+            own = {split: found[split][place] for split in SPLITS}
+            names = [file.name, *_following(files[place + 1 :], own)]
+            references.append(task.remote(names, own, corpus, store))
+    done: list[_Packed] = []
+    with console.progress("pack", len(references)) as advance, task_errors():
+        for reference in references:
+            done.append(ray.get(reference))
+            advance(len(done), f"{sum(sum(packed.sequences.values()) for packed in done):,} sequences")
+    return done
+
+
+def _following(files: list[PartFile], own: dict[str, Span]) -> list[str]:
+    """The names of as many files as hold what is taken of every split; of all where they end before."""
+    left = {split: span.take for split, span in own.items()}
+    names: list[str] = []
+    for file in files:
+        if max(left.values()) <= 0:
+            break
+        names.append(file.name)
+        left = {split: left[split] - file.extents[split].tokens for split in left}
+    return names
+
+
 def _cut(
-    blocks: list[_Block], corpus: Corpus, store: Store, key: str
+    packed: list[_Packed], parts: list[PartFile], corpus: Corpus, store: Store
 ) -> tuple[dict[str, SplitSummary], list[ShardEntry]]:
-    """Numbers the shards through the splits and has each written from the rows of the blocks it covers."""
+    """Numbers the shards through the splits and has each written from the rows of the packed files it covers."""
     import ray
 
     task = ray.remote(num_cpus=1)(_write_shard)
@@ -132,21 +193,21 @@ def _cut(
     shard = 0
     sequence_id = 0
     for split in SPLITS:
-        starts = np.cumsum([0] + [block.sequences[split] for block in blocks])
+        starts = np.cumsum([0] + [file.sequences[split] for file in packed])
         total = int(starts[-1])
         references: list[Any] = []
         for begin in range(0, total, corpus.shard_sequences):
             end = min(begin + corpus.shard_sequences, total)
             covered = range(int(np.searchsorted(starts, begin, "right")) - 1, int(np.searchsorted(starts, end, "left")))
-            parts = [
-                (_block_name(key, block), max(begin, int(starts[block])) - int(starts[block]), end - int(starts[block]))
-                for block in covered
+            rows = [
+                (packed[place].name, max(begin, int(starts[place])) - int(starts[place]), end - int(starts[place]))
+                for place in covered
             ]
-            references.append(task.remote(parts, split, corpus, store, shard + len(references), sequence_id + begin))
+            references.append(task.remote(rows, split, corpus, store, shard + len(references), sequence_id + begin))
         with task_errors():
             written = ray.get(references)
         splits[split] = SplitSummary(
-            documents=sum(block.documents[split] for block in blocks),
+            documents=sum(file.documents[split] for file in parts),
             sequences=total,
             positions=sum(entry.positions for entry in written),
             first_shard=shard,
@@ -158,51 +219,35 @@ def _cut(
     return splits, entries
 
 
-def _write_block(
-    files: list[read.SourceFile], model: tuple[str, str | None], corpus: Corpus, store: Store, name: str
-) -> _Block:
-    """Ray task: one block of files to one block file, its rows ordered by split."""
+def _write_packed(names: list[str], own: dict[str, Span], corpus: Corpus, store: Store) -> _Packed:
+    """Ray task: the sequences that begin in the first file of parts, as one packed file, its rows ordered by split."""
+    name = names[0].removesuffix(".arrow") + ".packed.arrow"
     if store.exists(name):
-        return _summary(pa.ipc.open_file(pa.BufferReader(store.read(name))).read_all())
-    tokenizer = load_tokenizer(locate(*model, weights=False))
-    before, after = beginning_of_document(tokenizer), [end_of_document(tokenizer, model[0])]
-    parts: dict[str, list[tuple[int, np.ndarray]]] = {split: [] for split in SPLITS}
-    documents: Counter[str] = Counter()
-    for file in files:
-        for text in read.documents(file, corpus.text_column):
-            document = document_id(text)
-            split = split_of(document, corpus)
-            if not text.strip() or split is None:
-                continue
-            ids = np.array([*before, *tokenizer(text, add_special_tokens=False).input_ids, *after], dtype=np.int32)
-            documents[split] += 1
-            parts[split] += [(document, piece) for piece in pieces(document, ids, corpus)]
-    sequences = {split: list(pack(parts[split], corpus)) for split in SPLITS}
+        return _summary(name, pa.ipc.open_file(pa.BufferReader(store.read(name))).read_all())
+    parts = [parts_of(store, part_name) for part_name in names]
+    sequences: dict[str, list[Sequence]] = {}
+    for split in SPLITS:
+        following = chain.from_iterable(file[split] for file in parts[1:])
+        sequences[split] = list(pack(spanned(parts[0][split], following, own[split], corpus), corpus))
     flat = [sequence for split in SPLITS for sequence in sequences[split]]
     table = pa.table(sequences_to_columns(flat), schema=SCHEMA).append_column(
         "split", pa.array([split for split in SPLITS for _ in sequences[split]], pa.string())
     )
-    counts = {f"documents.{split}": str(documents[split]) for split in SPLITS}
-    table = table.replace_schema_metadata(counts)
     store.put(name, table_bytes(table))
-    return _summary(table)
+    return _summary(name, table)
 
 
-def _summary(table: pa.Table) -> _Block:
+def _summary(name: str, table: pa.Table) -> _Packed:
     rows = Counter(table.column("split").to_pylist())
-    metadata = table.schema.metadata
-    return _Block(
-        {split: rows[split] for split in SPLITS},
-        {split: int(metadata[f"documents.{split}".encode()]) for split in SPLITS},
-    )
+    return _Packed(name, {split: rows[split] for split in SPLITS})
 
 
 def _write_shard(
-    parts: list[tuple[str, int, int]], split: str, corpus: Corpus, store: Store, shard: int, first_id: int
+    covered: list[tuple[str, int, int]], split: str, corpus: Corpus, store: Store, shard: int, first_id: int
 ) -> ShardEntry:
-    """Ray task: rows [begin, end) of a split out of each named block file, as one shard."""
+    """Ray task: rows [begin, end) of a split out of each named packed file, as one shard."""
     sequences: list[Sequence] = []
-    for name, begin, end in parts:
+    for name, begin, end in covered:
         table = pa.ipc.open_file(pa.BufferReader(store.read(name))).read_all()
         rows = np.flatnonzero(np.array(table.column("split").to_pylist(), dtype=object) == split)[begin:end]
         sequences += rows_to_sequences(table.take(pa.array(rows)), corpus.packing == "isolate")
@@ -211,8 +256,8 @@ def _write_shard(
     return put_shard(store, shard, table, sum(sequence.positions for sequence in numbered))
 
 
-def _block_name(key: str, block: int) -> str:
-    return f"{BLOCKS}/{key[:16]}-{block:06d}.arrow"
+def _block_name(key: str, task: int) -> str:
+    return f"{BLOCKS}/{key[:16]}-{task:06d}"
 
 
 def _refuse_too_long(sequence_length: int, teacher: Teacher) -> None:
@@ -223,13 +268,13 @@ def _refuse_too_long(sequence_length: int, teacher: Teacher) -> None:
         )
 
 
-def _refuse_empty(blocks: list[_Block], corpus: Corpus) -> None:
+def _refuse_empty(packed: list[_Packed], corpus: Corpus) -> None:
     for split, fraction in (
         ("train", 1.0),
         ("validation", corpus.validation_fraction),
         ("development", corpus.development_fraction),
     ):
-        if fraction and not sum(block.sequences[split] for block in blocks):
+        if fraction and not sum(file.sequences[split] for file in packed):
             raise RequestError(
                 f"corpus.source {', '.join(corpus.sources)}: no {split} sequence came out of it; give more documents"
                 + ("" if split == "train" else f" or raise corpus.{split}_fraction")

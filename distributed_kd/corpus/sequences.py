@@ -98,7 +98,8 @@ class SequencesManifest(Manifest):
 
 def made_from_corpus(corpus: Corpus) -> dict[str, Any]:
     """What of the recipe's corpus decides what sequences are."""
-    return corpus.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT)
+    other = "text_column" if corpus.task == "chat" else "messages_column"  # which is not read
+    return corpus.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT | {other})
 
 
 class Sequences:

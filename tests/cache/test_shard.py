@@ -15,7 +15,7 @@ from distributed_kd.cache.inspect import inspect
 from distributed_kd.cache.manifest import FOLDER, PARTS, CacheManifest, Receipt
 from distributed_kd.cache.shard import Row
 from distributed_kd.cache.soft_targets import NO_ID, SoftTargets
-from distributed_kd.corpus.packing import pack
+from distributed_kd.corpus.packing import Part, pack
 from distributed_kd.errors import RequestError
 from distributed_kd.recipe import Corpus
 from distributed_kd.store.digest import fingerprint, sha256
@@ -28,7 +28,7 @@ TEMPERATURES = (1.0, 2.0)
 
 def rows(count: int = 5, k: int = 4, seed: int = 0) -> list[Row]:
     random = torch.Generator().manual_seed(seed)
-    parts = [(number, np.arange(3 + number) + seed) for number in range(count)]
+    parts = [Part(number, np.arange(3 + number) + seed, np.ones(3 + number, bool)) for number in range(count)]
     sequences = pack(parts, Corpus(source="x", sequence_length=16, packing="none"))
     return [Row(one, top_k(torch.randn(one.positions, 30, generator=random) * 3, k, TEMPERATURES)) for one in sequences]
 

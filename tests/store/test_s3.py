@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -13,6 +14,10 @@ from typing import Any
 
 import pytest
 
+from distributed_kd.corpus.cut import survey
+from distributed_kd.corpus.read import documents
+from distributed_kd.corpus.source import list_files
+from distributed_kd.recipe import Corpus
 from distributed_kd.store.filesystem import Store
 from tests.commands import dkd, said, write_recipe
 from tests.launch.test_submit import free_port
@@ -82,6 +87,42 @@ def test_corpus_and_workdir_in_a_bucket(
         assert there.read(name) == (tmp_path / name).read_bytes()
     for name in ("job/cache/manifest.json", "job/cache/recipe.yaml", "job/report/report.json"):
         assert b"test-secret" not in there.read(name)
+
+
+def test_a_source_in_a_bucket_is_cut_and_decompressed_as_on_a_disk(
+    bucket: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    for name, value in bucket.items():
+        monkeypatch.setenv(name, value)
+    lines = "".join(json.dumps({"text": f"text {number}"}) + "\n" for number in range(3000)).encode()
+    (tmp_path / "a.jsonl").write_bytes(lines)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines))
+    (tmp_path / "empty.jsonl").write_bytes(b"")
+    saved = datasets.Dataset.from_dict({"text": [f"row {number}" for number in range(2500)]})
+    saved.save_to_disk(tmp_path / "saved")
+    saved.to_parquet(tmp_path / "c.parquet", batch_size=500)
+    there = Store("s3://bucket/source")
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            there.put(str(path.relative_to(tmp_path)), path.read_bytes())
+
+    def read(source: str) -> tuple[list[str], list[tuple[int, int, int]], list[str | Any]]:
+        corpus = Corpus(source=source, block_bytes=10_000)
+        surveys = survey(list_files(corpus), corpus)
+        pieces = [piece for found in surveys for piece in found.pieces]
+        content = [document.content for piece in pieces for document in documents(piece, corpus)]
+        return (
+            [found.sha256 for found in surveys],
+            [(piece.begin, piece.end, piece.before) for piece in pieces],
+            content,
+        )
+
+    found = read("s3://bucket/source")
+    assert found == read(str(tmp_path))
+    assert len(found[1]) > 10
+    assert len(found[2]) == 2 * 3000 + 2 * 2500
 
 
 def test_a_bucket_that_is_not_there_is_one_line(

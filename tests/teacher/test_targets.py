@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distributed_kd.corpus.packing import pack
+from distributed_kd.corpus.packing import Part, pack
 from distributed_kd.corpus.sequences import Sequence
 from distributed_kd.errors import RequestError, WorkError
 from distributed_kd.recipe import Capture, Corpus, Targets, Teacher
@@ -26,7 +26,7 @@ TEMPERATURES = (1.0, 2.0, 5.0, 10.0)
 
 def sequences_of(*documents: list[int], packing: str = "none", length: int = 16) -> list[Sequence]:
     corpus = Corpus(source="x", sequence_length=length, packing=packing)  # type: ignore[arg-type]
-    parts = [(number, np.array(ids)) for number, ids in enumerate(documents)]
+    parts = [Part(number, np.array(ids), np.ones(len(ids), bool)) for number, ids in enumerate(documents)]
     return list(pack(parts, corpus))
 
 
