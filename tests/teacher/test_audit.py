@@ -17,7 +17,6 @@ from distributed_kd.cache.manifest import CacheManifest, Receipt, put_tables
 from distributed_kd.cache.shard import Row
 from distributed_kd.cache.soft_targets import SoftTargets
 from distributed_kd.cache.writer import commit
-from distributed_kd.corpus.packing import Part, pack
 from distributed_kd.errors import RequestError
 from distributed_kd.models.locate import identity
 from distributed_kd.recipe import Capture, Targets, Teacher
@@ -28,6 +27,7 @@ from distributed_kd.teacher.audit import audit
 from distributed_kd.teacher.forward import TeacherForward
 from tests import toys
 from tests.commands import dkd, said
+from tests.teacher.test_targets import sequences_of
 
 V = 72  # rows of the toy teacher's head
 
@@ -36,8 +36,7 @@ def make_cache(folder: Path, teacher: Path, codec: str, **targets: Any) -> tuple
     """A finished cache of the toy teacher, one shard, without Ray."""
     keeps, capture = Targets(**targets), Capture(codec=codec, batch_tokens=64, head_chunk=16)  # type: ignore[arg-type]
     random = np.random.default_rng(0)
-    texts = [Part(number, random.integers(2, 60, 16), np.ones(16, bool)) for number in range(40)]
-    packed = pack(texts, Corpus(source="x", sequence_length=16, packing="none"))
+    packed = sequences_of(*[random.integers(2, 60, 16).tolist() for _ in range(40)])
     sequences = [replace(sequence, sequence_id=number) for number, sequence in enumerate(packed)]
     spec = Teacher(model=str(teacher), dtype="float32")
     soft = TeacherForward(spec, keeps, capture)(sequences)
