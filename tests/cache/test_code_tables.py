@@ -43,6 +43,15 @@ def test_what_follows_from_tables_is_what_it_always_was(number: int) -> None:
     )  # fmt: skip
 
 
+def test_what_follows_from_ids_seen_once_and_from_none_is_what_it_always_was() -> None:
+    """The last of which leaves the escape all slots but one."""
+    header, arrays = tables.unpack(known_tables()[1])
+    once = packed(header, arrays | {"type_counts": np.ones_like(arrays["type_counts"])})
+    assert derived(tables.parse(once)) == "15af426ea18c544b"
+    targets, tokens = good_targets(1, 3)
+    assert derived(tables.parse(compact.build_tables(targets[:0], tokens[:0], 300))) == "97e5f67da395e978"
+
+
 def packed(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> bytes:
     return tables.pack(header, {name: np.ascontiguousarray(array) for name, array in arrays.items()})
 
