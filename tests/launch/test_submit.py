@@ -40,7 +40,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         [
             Path(sys.executable).parent / "ray", "start", "--head", "--block", "--num-cpus", "2",
             "--port", str(free_port()), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(port),
-            "--disable-usage-stats", "--include-dashboard", "true",
+            "--dashboard-agent-listen-port", str(free_port()), "--disable-usage-stats", "--include-dashboard", "true",
         ],
         env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
