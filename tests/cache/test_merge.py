@@ -14,7 +14,7 @@ from distributed_kd import cache
 from distributed_kd.cache import codecs
 from distributed_kd.cache.ensemble import Member, mean_of
 from distributed_kd.cache.inspect import inspect
-from distributed_kd.cache.manifest import CacheManifest, Receipt, put_tables
+from distributed_kd.cache.manifest import CacheManifest, Receipt, put_tables, refuse_merged
 from distributed_kd.cache.merge import merge
 from distributed_kd.cache.shard import Row
 from distributed_kd.cache.verify import verify
@@ -317,6 +317,14 @@ def test_an_out_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     merge(uris[:2], str(tmp_path / "out"), [1, 3])
     with pytest.raises(RequestError, match=r"weights: \[0.25,0.75\], not \[0.5,0.5\]"):
         merge(uris[:2], str(tmp_path / "out"))
+
+
+def test_no_teacher_computes_a_merge_and_any_other_cache_is_none(tmp_path: Path) -> None:
+    members = [write_member(tmp_path, number) for number in (1, 2)]
+    store = Store(str(tmp_path / "out"))
+    with pytest.raises(RequestError, match="out is a merge of 2 caches; delete it"):
+        refuse_merged(merge(members, store.uri, jobs=1), store, "delete it")
+    refuse_merged(cache.open(members[0]).manifest, store, "delete it")
 
 
 def test_an_older_receipt_and_manifest_still_read(tmp_path: Path) -> None:
