@@ -11,7 +11,6 @@ import math
 import os
 import time
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, get_args
 
 import numpy as np
@@ -20,19 +19,19 @@ from distributed_kd import console
 from distributed_kd.cache import ensemble
 from distributed_kd.cache.codecs import dense, plain
 from distributed_kd.cache.ensemble import Mean, Member
-from distributed_kd.cache.manifest import CacheManifest, ErrorBound, Merge, Receipt, read_tables
-from distributed_kd.cache.processes import peak_memory_bytes, processors, unordered
+from distributed_kd.cache.manifest import CacheManifest, ErrorBound, Merge, Receipt
+from distributed_kd.cache.processes import processors, unordered
 from distributed_kd.cache.reader import LogitCache
 from distributed_kd.cache.reader import open as open_cache
 from distributed_kd.cache.shard import Row
-from distributed_kd.cache.verify import check_shard
+from distributed_kd.cache.verify import check_shard, tables_of
 from distributed_kd.cache.writer import commit, put_rows
 from distributed_kd.corpus.sequences import Sequence
 from distributed_kd.errors import RequestError
 from distributed_kd.store.digest import differences, fingerprint
 from distributed_kd.store.filesystem import Store
-from distributed_kd.store.index import IndexReference, ShardEntry, shard_name
-from distributed_kd.store.manifest import Run
+from distributed_kd.store.index import ShardEntry, shard_name
+from distributed_kd.store.manifest import Run, peak_memory_bytes
 
 _POSITIONS_A_PROCESS = 1 << 17  # a process takes seconds to start; this is what one merges meanwhile
 
@@ -77,7 +76,7 @@ def merge(
     if receipts:
         console.say(f"merge: {len(receipts)} of {manifest.shards} shards are there already; going on")
     _merge_shards(members, store, manifest, missing, receipts, jobs)
-    Run(time.monotonic() - begun, peak_memory_bytes()).put(store)
+    Run(time.monotonic() - begun, peak_memory_bytes(with_children=True)).put(store)
     assert manifest.merge is not None
     merge = manifest.merge.model_copy(update={"error_bound": _error_bound(receipts)})
     return commit(store, manifest.model_copy(update={"merge": merge}), receipts)
@@ -251,14 +250,9 @@ class _MergeShard:
 
 def _read(store: Store, manifest: CacheManifest, entry: ShardEntry) -> list[Row]:
     try:
-        return check_shard(store, manifest, entry, _tables(store.uri, manifest.tables))
+        return check_shard(store, manifest, entry, tables_of(store.uri, manifest.tables))
     except RequestError as error:
         raise RequestError(f"{store.uri} cannot be merged: {error}") from error
-
-
-@lru_cache(maxsize=16)
-def _tables(uri: str, reference: IndexReference | None) -> bytes | None:
-    return read_tables(Store(uri), reference)
 
 
 def _same(one: Sequence, other: Sequence) -> bool:

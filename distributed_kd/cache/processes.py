@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from itertools import islice
@@ -19,12 +18,6 @@ _AHEAD = 2  # items that each other process has: one to work on, one for when th
 def processors() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-def peak_memory_bytes() -> int:
-    """Peak resident memory of this process, or of the largest one that it started and that has ended."""
-    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return max(resource.getrusage(who).ru_maxrss for who in whose) * 1024
 
 
 def unordered(function: Callable[[Item], Result], items: Iterable[Item], jobs: int) -> Iterator[tuple[Item, Result]]:

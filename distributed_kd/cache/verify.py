@@ -183,7 +183,7 @@ class _Check:
     def __call__(self, entry: ShardEntry) -> str | None:
         try:
             if self.decode:
-                check_shard(self.store, self.manifest, entry, _tables(self.store.uri, self.manifest))
+                check_shard(self.store, self.manifest, entry, tables_of(self.store.uri, self.manifest.tables))
             else:
                 read_known(self.store, shard_name(entry.shard), entry, "repair the cache")
         except RequestError as error:
@@ -191,10 +191,7 @@ class _Check:
         return ""
 
 
-@lru_cache(maxsize=1)
-def _tables_of(uri: str, sha256: str, size: int) -> bytes | None:
-    return read_tables(Store(uri), IndexReference(sha256, size))
-
-
-def _tables(uri: str, manifest: CacheManifest) -> bytes | None:
-    return None if manifest.tables is None else _tables_of(uri, manifest.tables.sha256, manifest.tables.bytes)
+@lru_cache(maxsize=16)
+def tables_of(uri: str, reference: IndexReference | None) -> bytes | None:
+    """`read_tables`, once a process for each cache."""
+    return read_tables(Store(uri), reference)

@@ -118,8 +118,9 @@ class Run:
 _RUN = TypeAdapter(Run)
 
 
-def peak_memory_bytes() -> int:
-    """Peak resident memory of this process, in bytes."""
+def peak_memory_bytes(with_children: bool = False) -> int:
+    """Peak resident memory of this process, in bytes; or of the largest one that it started and that has ended."""
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    whose = [resource.RUSAGE_SELF] + ([resource.RUSAGE_CHILDREN] if with_children else [])
+    return max(resource.getrusage(who).ru_maxrss for who in whose) * 1024

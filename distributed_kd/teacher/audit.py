@@ -62,7 +62,7 @@ def audit(uri: str, teacher: str | None = None, positions: int = 4096) -> dict[s
     with console.progress("audit", sum(len(row.targets) for row in rows)) as advance:
         for group in by_tokens([row.sequence for row in rows], capture.batch_tokens):
             own = SoftTargets.concatenate([by_sequence[id(sequence)].targets for sequence in group])
-            drawn_by = [_numbers(variant, group) for variant in variants]
+            drawn_by = [numbers_of(variant, group) for variant in variants]
             begin = 0
             for logits in forward.logits(group):
                 here = slice(begin, begin + len(logits))
@@ -147,12 +147,6 @@ def _variants(targets: Targets, vocabulary: int) -> list[Targets]:
 def _name(variant: Targets) -> dict[str, Any]:
     key = {"top_k": "k", "top_p": "p", "sample": "draws"}.get(variant.method)
     return {key: getattr(variant, key)} if key else {}
-
-
-def _numbers(variant: Targets, group: list[Any]) -> np.ndarray | None:
-    if variant.draws is None:
-        return None
-    return np.concatenate([numbers_of(variant, sequence.sequence_id, sequence.positions) for sequence in group])
 
 
 def _bytes(rows: list[Row], targets: SoftTargets, cache: LogitCache, variant: Targets) -> float:

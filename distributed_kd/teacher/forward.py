@@ -46,7 +46,7 @@ class TeacherForward:
         """The targets of each sequence's scored positions, [positions, K] each."""
         rows = []
         for group in by_tokens(sequences, self.capture.batch_tokens):
-            numbers = self._numbers(group)
+            numbers = numbers_of(self.targets, group)
             chunks, begin = [], 0
             for logits in self.logits(group):
                 end = begin + len(logits)
@@ -75,9 +75,3 @@ class TeacherForward:
         for chunk in scored.split(self.capture.head_chunk):
             self.positions += len(chunk)
             yield self._head.logits(chunk).float()
-
-    def _numbers(self, group: list[Sequence]) -> np.ndarray | None:
-        """[positions, D] of a group's scored positions, row by row; None where nothing is drawn."""
-        numbers = [numbers_of(self.targets, sequence.sequence_id, sequence.positions) for sequence in group]
-        drawn = [own for own in numbers if own is not None]
-        return np.concatenate(drawn) if drawn else None

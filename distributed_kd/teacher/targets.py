@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from distributed_kd.cache.soft_targets import NO_ID, SoftTargets
+from distributed_kd.corpus.sequences import Sequence
 from distributed_kd.recipe import Targets
 from distributed_kd.store.digest import fingerprint
 
@@ -89,16 +90,19 @@ def sample(logits: Tensor, numbers: np.ndarray, temperatures: tuple[float, ...],
     )
 
 
-def numbers_of(targets: Targets, sequence_id: int, positions: int) -> np.ndarray | None:
-    """[positions, D] float64 in [0, 1) for `sample`, None for the others.
+def numbers_of(targets: Targets, sequences: list[Sequence]) -> np.ndarray | None:
+    """[positions, D] float64 in [0, 1) for `sample`, sequence by sequence; None for the other methods.
 
     A function of the recipe's seed and the sequence alone: however batches are formed, a sequence draws the same ids.
     """
     if targets.draws is None:
         return None
-    key = int(fingerprint({"seed": targets.seed, "sequence": sequence_id})[:32], 16)
-    raw = np.random.Philox(key=key).random_raw(positions * targets.draws)
-    return (raw >> np.uint64(11)).reshape(positions, targets.draws) * 2.0**-53
+    drawn = []
+    for sequence in sequences:
+        key = int(fingerprint({"seed": targets.seed, "sequence": sequence.sequence_id})[:32], 16)
+        raw = np.random.Philox(key=key).random_raw(sequence.positions * targets.draws)
+        drawn.append((raw >> np.uint64(11)).reshape(sequence.positions, targets.draws) * 2.0**-53)
+    return np.concatenate(drawn)
 
 
 def _run_lengths(drawn: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from distributed_kd.cache.codecs import ids as id_stream
 from distributed_kd.cache.codecs import levels as level_stream
 from distributed_kd.cache.codecs import rans, tail
 from distributed_kd.cache.codecs.build import build_tables
-from distributed_kd.cache.codecs.columns import Encoded
+from distributed_kd.cache.codecs.columns import Encoded, refuse_log_p
 from distributed_kd.cache.codecs.compiled import compiled
 from distributed_kd.cache.codecs.quantiser import VALUE_BITS
 from distributed_kd.cache.codecs.tables import Tables, parse
@@ -42,8 +42,7 @@ def encode(targets: SoftTargets, lengths: np.ndarray, tokens: np.ndarray, tables
     tokens: [N] the token at each position. Raises `ValueError` for targets that do not fit the tables.
     """
     code = _parsed(tables)
-    if targets.log_p is not None:
-        raise ValueError("log-probabilities that are not those of one set of logits are not kept; plain-1 keeps them")
+    refuse_log_p(targets)
     ends = np.cumsum([0, *lengths])
     if ends[-1] != len(targets) or len(tokens) != len(targets):  # before the kernels, which check no bounds
         raise ValueError(f"{len(targets)} positions with {len(tokens)} tokens in sequences of {ends[-1]}")

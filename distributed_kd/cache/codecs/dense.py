@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from distributed_kd.cache.codecs.columns import Encoded
+from distributed_kd.cache.codecs.columns import Encoded, refuse_log_p
 from distributed_kd.cache.soft_targets import SoftTargets
 
 NAME = "dense-1"
@@ -26,8 +26,7 @@ def encode(targets: SoftTargets, lengths: np.ndarray, tokens: np.ndarray, tables
     vocabulary = targets.ids.shape[1]
     if not (targets.ids == np.arange(vocabulary)).all() or not np.isneginf(targets.tail_odds).all():
         raise ValueError(f"{NAME} keeps all ids of a vocabulary, in rising order, and no tail")
-    if targets.log_p is not None:
-        raise ValueError("log-probabilities that are not those of one set of logits are not kept; plain-1 keeps them")
+    refuse_log_p(targets)
     depths = -np.maximum(targets.logits.astype(np.float64), -_LARGEST_RANGE)
     deepest = depths.max(axis=1, initial=0.0)
     ranges = deepest.astype(np.float16)
