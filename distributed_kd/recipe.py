@@ -78,7 +78,9 @@ class Teacher(Section):
         "auto", description="auto: bfloat16 where the device computes in it, else float32"
     )
     weight: float = Field(1.0, gt=0.0)
-    devices_per_replica: Positive = 1
+    devices_per_replica: Positive = Field(
+        1, description="divide the teacher over so many devices of a host, by transformers' plan for its architecture"
+    )
 
 
 class Targets(Section):
@@ -280,8 +282,6 @@ class Recipe(Section):
             raise not_yet("trainer.follow", "train after the capture is finished")
         if len(self.teachers) > 1:
             raise not_yet("an ensemble of teachers", "name one teacher")
-        if self.teachers[0].devices_per_replica > 1:
-            raise not_yet("devices_per_replica above 1", "use a teacher that fits one device")
 
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:

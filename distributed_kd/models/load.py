@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from distributed_kd.errors import RequestError
+from distributed_kd.models.config import load_config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -26,15 +27,32 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
-def load_causal_lm(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
-    """The model in eval mode, with remote code off."""
+def load_causal_lm(folder: Path, dtype: torch.dtype, device: torch.device, devices: int = 1) -> Any:
+    """The model in eval mode, with remote code off; a quantised one as its own configuration says.
+
+    devices: divide it over so many, by transformers' own plan for its architecture; every one of the process group's
+    `devices` ranks makes this call. Raises `RequestError` for a model that cannot be loaded, or has no such plan.
+    """
     from transformers import AutoModelForCausalLM
+    from transformers.distributed.configuration_utils import DistributedConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    settings: dict[str, Any] = {"device_map": {"": device}} if _is_quantised(folder) else {}
+    if devices > 1:
+        settings = {"distributed_config": DistributedConfig(tp_size=devices, tp_plan="auto")}
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False, **settings)
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise RequestError(f"model {folder} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
-    model.to(device)  # type: ignore[arg-type]  # its decorator loses the signature
+    if devices > 1 and not model.supports_tp_plan:
+        raise RequestError(
+            f"{type(model).__name__} has no plan for several devices in transformers; use devices_per_replica: 1"
+        )
+    if not settings:
+        model.to(device)  # type: ignore[arg-type]  # its decorator loses the signature
     return model.eval()
+
+
+def _is_quantised(folder: Path) -> bool:
+    return getattr(load_config(folder), "quantization_config", None) is not None

@@ -27,10 +27,19 @@ class Head:
     bias: Tensor | None = None  # [V]
     scale: float = 1.0
     softcap: float | None = None
+    linear: Any = None  # the model's own layer, called for h W^T + bias, where its weight is packed or divided
+
+    @property
+    def rows(self) -> int:
+        """V"""
+        return int(self.weight.shape[0] if self.linear is None else self.linear.out_features)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[N, D] -> [N, V], in the dtype of `hidden`."""
-        logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        if self.linear is None:
+            logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        else:
+            logits = self.linear(hidden)
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap is not None:
@@ -65,12 +74,17 @@ def head_of(model: Any) -> Head:
     elif getattr(config, "logit_scale", None):  # Cohere multiplies
         scale = float(config.logit_scale)
     softcap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and 3
-    return Head(linear.weight, getattr(linear, "bias", None), scale, softcap)
+    # A quantised layer's weight is packed, and a divided one's is this device's part: only the layer multiplies by it.
+    is_plain = type(linear.weight) in (Tensor, torch.nn.Parameter) and linear.weight.is_floating_point()
+    return Head(linear.weight, getattr(linear, "bias", None), scale, softcap, None if is_plain else linear)
 
 
 @torch.no_grad()
 def check(model: Any, tolerance: float | None = None) -> None:
-    """Compares head(body(x)) with the model's own forward on 16 tokens. Raises `RequestError` when they differ."""
+    """Compares head(body(x)) with the model's own forward on 16 tokens. Raises `RequestError` when they differ.
+
+    Numbers that are not finite must be so in both; a model that gives no others is refused.
+    """
     device = next(model.parameters()).device
     vocabulary = model.get_input_embeddings().num_embeddings
     input_ids = (torch.arange(16, device=device) * 7919 % vocabulary).unsqueeze(0)
@@ -83,8 +97,14 @@ def check(model: Any, tolerance: float | None = None) -> None:
         )
     if tolerance is None:
         tolerance = 1e-4 if model.dtype == torch.float32 else 2e-2
-    error = ((own - ours).abs().max() / own.abs().max().clamp(min=1.0)).item()
-    if not error <= tolerance:
+    finite = own.isfinite()
+    if not finite.any():
+        raise RequestError(
+            f"{type(model).__name__} gives no finite number on 16 tokens; are its weights whole? try dtype: float32"
+        )
+    is_same = bool((finite == ours.isfinite()).all())
+    error = ((own - ours)[finite].abs().max() / own[finite].abs().max().clamp(min=1.0)).item()
+    if not (is_same and error <= tolerance):
         raise RequestError(
             f"{type(model).__name__}: its head does more than this understands (logits differ by {error:.1e} of the "
             f"largest from its own forward; soft-capping, scaling and bias are known); it is refused"

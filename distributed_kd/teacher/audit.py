@@ -70,7 +70,7 @@ def audit(uri: str, teacher: str | None = None, positions: int = 4096) -> dict[s
                 cached.add(exact, own[here])
                 for place, variant in enumerate(variants):
                     numbers = drawn_by[place]
-                    soft = choose(logits.clone(), variant, None if numbers is None else numbers[here])
+                    soft = choose(logits.clone(), variant, None if numbers is None else numbers[here]).to_host()
                     kept[place].add(exact, soft)
                     chosen[place].append(soft)
                 begin = here.stop

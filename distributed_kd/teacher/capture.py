@@ -188,29 +188,28 @@ def run(fleet: Fleet, schedule: Schedule, manifest: CacheManifest) -> Iterator[R
     fitted = time.monotonic()
     while not schedule.is_done:
         if time.monotonic() - fitted > _FIT_SECONDS:
-            fleet.fit(schedule.waiting + len(schedule.in_work))
+            fleet.fit(schedule.waiting + sum(map(len, schedule.in_work.values())))
             fitted = time.monotonic()
-        for replica in list(fleet.idle):
+        for replica in fleet.with_room(schedule.waiting):
             shard = schedule.give(replica)
-            if shard is None:
-                break
-            fleet.give(replica, shard, manifest)
+            if shard is not None:
+                fleet.give(replica, shard, manifest)
         for event in fleet.wait(_POLL_SECONDS):
-            if event.kind == "done":
-                schedule.finish(event.replica)
-                yield event.value
-            elif event.kind == "failed":
-                shard = schedule.fail(event.replica, event.value)
-                console.say(f"cache: shard {shard} failed: {event.value}")
-            else:
-                shard = schedule.lose(event.replica, event.value)
-                having = "" if shard is None else f" with shard {shard}"
+            if event.shard is None:
+                lost = schedule.lose(event.replica, event.value)
+                having = f" with shard {' and '.join(map(str, lost))}" if lost else ""
                 console.say(f"cache: {event.replica} was lost{having}: {event.value}")
                 if schedule.is_hopeless(fleet.size):
                     raise WorkError(
                         f"{schedule.lost_in_a_row} replicas were lost one after the other, the last: {event.value}; "
                         "what is written stays good: mend the cause and run the same command"
                     )
+            elif event.kind == "failed":
+                schedule.fail(event.replica, event.shard, event.value)
+                console.say(f"cache: shard {event.shard} failed: {event.value}")
+            else:
+                schedule.finish(event.replica, event.shard)
+                yield event.value
 
 
 @contextmanager

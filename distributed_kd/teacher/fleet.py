@@ -17,7 +17,7 @@ from distributed_kd import console
 from distributed_kd.cache.manifest import CacheManifest
 from distributed_kd.errors import DkdError, WorkError
 from distributed_kd.recipe import Recipe
-from distributed_kd.teacher.replica import Replica
+from distributed_kd.teacher.replica import SHARDS, Replica
 from distributed_kd.teacher.schedule import MOST_LOSSES
 
 _ANSWER_SECONDS = 2.0
@@ -25,11 +25,13 @@ _ANSWER_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Event:
-    """What became of a replica's work: `value` is a receipt where it is done, else why not in one line."""
+    """What became of a shard, or of a replica with all that it had: `value` is a receipt where the shard is done, else
+    why not in one line."""
 
     replica: str
     kind: Literal["done", "failed", "lost"]
     value: Any
+    shard: int | None = None  # None where the replica was lost
 
 
 class Fleet:
@@ -38,17 +40,26 @@ class Fleet:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self._handles: dict[str, Any] = {}
-        self._tasks: dict[Any, str] = {}  # a shard's reference to its replica
+        self._tasks: dict[Any, tuple[str, int]] = {}  # what is in work: its reference to replica and shard
+        self._held: dict[str, int] = {}  # a loaded replica to how many shards it has
         self._loading: dict[Any, str] = {}
         self._seen: dict[str, tuple[int, float]] = {}  # a working replica's progress, and since when it is that
         self._started = 0
         self._watched = time.monotonic()
-        self.idle: list[str] = []
 
     @property
     def size(self) -> int:
         """Replicas that have loaded their teacher."""
-        return len(self._handles) - len(self._loading)
+        return len(self._held)
+
+    def with_room(self, waiting: int) -> list[str]:
+        """Replicas that another shard can be given to, once for each, emptiest first.
+
+        Towards the end, when fewer shards wait than there are replicas, only those that have none: a shard that waits
+        behind another one would keep everybody waiting.
+        """
+        most = SHARDS if waiting >= self.size else 1
+        return sorted((name for name, held in self._held.items() if held < most), key=self._held.__getitem__)
 
     def fit(self, work: int) -> None:
         """Starts replicas, as there is work for: as many as are asked for, or as the cluster has places for now.
@@ -71,14 +82,15 @@ class Fleet:
         """
         whole = ray.cluster_resources()
         gpus, processors = int(whole.get("GPU", 0)), int(whole.get("CPU", 1))
-        threads = min(self._recipe.capture.threads, max(1, processors))
+        devices = self._recipe.teachers[0].devices_per_replica
+        threads = devices * min(self._recipe.capture.threads, max(1, processors))
         if gpus:
-            return gpus, {"num_gpus": 1, "num_cpus": 1}
-        return processors // threads, {"num_cpus": threads}
+            return gpus // devices, {"num_gpus": devices, "num_cpus": devices}
+        return processors // threads, {"num_cpus": min(threads, processors)}
 
     def _start(self, resources: dict[str, Any]) -> None:
         remote: Any = ray.remote  # typed for functions
-        actor = remote(**resources, max_restarts=0, concurrency_groups={"watch": 1})(Replica)
+        actor = remote(**resources, max_restarts=0, concurrency_groups={"watch": 1, "shards": SHARDS})(Replica)
         name = f"replica {self._started}"
         self._started += 1
         self._handles[name] = actor.remote(self._recipe)
@@ -91,15 +103,14 @@ class Fleet:
         """
         for _ in range(MOST_LOSSES):
             lost: list[Event] = []
-            while not self.idle and not lost:
+            while not self._held and not lost:
                 lost = self.wait(1.0)
-            if self.idle:
-                replica = self.idle[0]
+            if self._held:
+                replica = next(iter(self._held))
                 try:
                     return ray.get(self._handles[replica].make_tables.remote(train_shards, known))
                 except ray.exceptions.RayActorError as error:
-                    self.idle.remove(replica)
-                    del self._handles[replica]
+                    self._forget(replica)
                     lost = [Event(replica, "lost", _line(error))]
             for event in lost:
                 console.say(f"cache: {event.replica} was lost: {event.value}")
@@ -107,14 +118,16 @@ class Fleet:
         raise WorkError(f"{MOST_LOSSES} replicas were lost before they had made the code tables; mend the cause")
 
     def give(self, replica: str, shard: int, manifest: CacheManifest) -> None:
-        self.idle.remove(replica)
-        self._seen[replica] = (-1, time.monotonic())
-        self._tasks[self._handles[replica].capture.remote(shard, manifest)] = replica
+        self._held[replica] += 1
+        self._seen.setdefault(replica, (-1, time.monotonic()))
+        capture = self._handles[replica].capture.options(concurrency_group="shards")
+        self._tasks[capture.remote(shard, manifest)] = (replica, shard)
 
     def wait(self, seconds: float) -> list[Event]:
-        """What came back, waiting for the first at most so long; replicas that have loaded become idle meanwhile.
+        """What came back, waiting for the first at most so long; replicas that have loaded get room meanwhile.
 
-        Raises the error of a replica that cannot load its teacher: it would be the same for all.
+        What a replica has finished comes before its loss. Raises the error of a replica that cannot load its teacher:
+        it would be the same for all.
         """
         references = [*self._tasks, *self._loading]
         if not references:
@@ -122,36 +135,58 @@ class Fleet:
             return []
         ray.wait(references, num_returns=1, timeout=seconds)
         ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
-        found = [self._event(reference) for reference in ready]
-        return [event for event in found if event is not None] + self._stalled()
+        found, gone = [], {}
+        for reference in ready:
+            try:
+                value = ray.get(reference)
+            except ray.exceptions.RayTaskError as error:
+                found += self._raised(reference, error.cause)
+            except ray.exceptions.RayError as error:
+                replica = self._loading.get(reference) or self._tasks[reference][0]
+                gone[replica] = _line(error)
+            else:
+                found += self._returned(reference, value)
+        for replica, reason in gone.items():
+            self._forget(replica)
+            found.append(Event(replica, "lost", reason))
+        return found + self._stalled()
 
-    def _event(self, reference: Any) -> Event | None:
+    def _returned(self, reference: Any, value: Any) -> list[Event]:
         loaded = self._loading.pop(reference, None)
-        replica = loaded or self._tasks.pop(reference)
+        if loaded:
+            self._held[loaded] = 0
+            return []
+        replica, shard = self._finished(reference)
+        return [Event(replica, "done", value, shard)]
+
+    def _raised(self, reference: Any, cause: BaseException) -> list[Event]:
+        if reference in self._loading:
+            raise cause if isinstance(cause, DkdError) else WorkError(_line(cause)) from None
+        replica, shard = self._finished(reference)
+        return [Event(replica, "failed", _line(cause), shard)]
+
+    def _finished(self, reference: Any) -> tuple[str, int]:
+        replica, shard = self._tasks.pop(reference)
+        self._held[replica] -= 1
+        self._seen[replica] = (-1, time.monotonic())
+        return replica, shard
+
+    def _forget(self, replica: str) -> None:
+        """The replica and all that is known of it, other references of its included."""
+        del self._handles[replica]
+        self._held.pop(replica, None)
         self._seen.pop(replica, None)
-        try:
-            value = ray.get(reference)
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            if loaded:
-                raise cause if isinstance(cause, DkdError) else WorkError(_line(cause)) from None
-            self.idle.append(replica)
-            return Event(replica, "failed", _line(cause))
-        except ray.exceptions.RayError as error:
-            del self._handles[replica]
-            return Event(replica, "lost", _line(error))
-        self.idle.append(replica)
-        return None if loaded else Event(replica, "done", value)
+        self._tasks = {reference: own for reference, own in self._tasks.items() if own[0] != replica}
+        self._loading = {reference: own for reference, own in self._loading.items() if own != replica}
 
     def _stalled(self) -> list[Event]:
         """Replicas in which no position has passed the teacher for too long: they are ended, and lost."""
         limit = 60.0 * self._recipe.capture.stall_minutes
         if time.monotonic() - self._watched < limit / 4:
             return []
-        working = dict(self._tasks)
+        working = [replica for replica, held in self._held.items() if held]
         asked = {
-            self._handles[replica].progress.options(concurrency_group="watch").remote(): replica
-            for replica in working.values()
+            self._handles[replica].progress.options(concurrency_group="watch").remote(): replica for replica in working
         }
         ready, _ = ray.wait(list(asked), num_returns=max(1, len(asked)), timeout=_ANSWER_SECONDS) if asked else ([], [])
         now = self._watched = time.monotonic()
@@ -162,20 +197,16 @@ class Fleet:
                 continue  # its shard's reference tells
             if positions != self._seen[asked[reference]][0]:
                 self._seen[asked[reference]] = (positions, now)
-        return [
-            self._end(reference, replica)
-            for reference, replica in working.items()
-            if now - self._seen[replica][1] > limit
-        ]
+        return [self._end(replica) for replica in working if now - self._seen[replica][1] > limit]
 
-    def _end(self, reference: Any, replica: str) -> Event:
-        ray.kill(self._handles.pop(replica))
-        del self._tasks[reference], self._seen[replica]
+    def _end(self, replica: str) -> Event:
+        ray.kill(self._handles[replica])
+        self._forget(replica)
         return Event(replica, "lost", f"no progress for {self._recipe.capture.stall_minutes:g} minutes")
 
     def peak_memory_bytes(self) -> int:
-        """The largest of the idle replicas'; 0 where none answers."""
-        asked = [self._handles[replica].peak_memory_bytes.remote() for replica in self.idle]
+        """The largest of the replicas'; 0 where none answers."""
+        asked = [self._handles[replica].peak_memory_bytes.remote() for replica in self._held]
         ready, _ = ray.wait(asked, num_returns=max(1, len(asked)), timeout=_ANSWER_SECONDS) if asked else ([], [])
         found = [0]
         for reference in ready:

@@ -1,12 +1,9 @@
-"""The teacher on its accelerator: sequences in, soft targets of their scored positions out.
-
-The body runs over a batch; the head is applied to the scored positions alone, `head_chunk` of them at a time, so
-the logits that exist at once are [head_chunk, V], never [B, S, V].
-"""
+"""The teacher as capture and audit use it: sequences in, soft targets of their scored positions out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from itertools import pairwise
 
 import numpy as np
@@ -17,44 +14,46 @@ from distributed_kd.cache.soft_targets import NO_ID, SoftTargets
 from distributed_kd.corpus.batch import by_tokens, collate
 from distributed_kd.corpus.sequences import Sequence
 from distributed_kd.errors import RequestError, WorkError
-from distributed_kd.models import parts
-from distributed_kd.models.load import choose_device, load_causal_lm, resolve_dtype
-from distributed_kd.models.locate import locate
 from distributed_kd.recipe import Capture, Targets, Teacher
+from distributed_kd.teacher.host_copy import HostCopy
+from distributed_kd.teacher.network import Network
+from distributed_kd.teacher.peers import Peers
 from distributed_kd.teacher.targets import choose, numbers_of
 
 
 class TeacherForward:
-    """Loads the teacher and checks its head against its own forward. Raises `RequestError` when it does not fit."""
+    """Loads the teacher, on `devices_per_replica` devices. Raises `RequestError` when it does not fit."""
 
     def __init__(self, teacher: Teacher, targets: Targets, capture: Capture) -> None:
         self.targets = targets
         self.capture = capture
-        self.positions = 0  # that have passed through the head, ever
-        self.device = choose_device()
-        folder = locate(teacher.model, teacher.revision)
-        model = load_causal_lm(folder, resolve_dtype(teacher.dtype, self.device), self.device)
-        parts.check(model)
-        self._body = parts.body_of(model)
-        self._head = parts.head_of(model)
-        self.vocabulary_size = self._head.weight.shape[0]
+        self.positions = 0  # whose targets have arrived on the host, ever
+        self._peers = Peers(teacher, capture) if teacher.devices_per_replica > 1 else None
+        self._network = Network(teacher, capture)
+        self.vocabulary_size = self._network.vocabulary_size
         if targets.keeps(self.vocabulary_size) > self.vocabulary_size:
             raise RequestError(f"targets.k {targets.k} is more than the teacher's {self.vocabulary_size} ids")
 
     @torch.inference_mode()
     def __call__(self, sequences: list[Sequence]) -> list[SoftTargets]:
-        """The targets of each sequence's scored positions, [positions, K] each."""
-        rows = []
+        """The targets of each sequence's scored positions, [positions, K] each.
+
+        Raises `WorkError` naming the sequence for which the teacher gave NaN or infinity.
+        """
+        copy = HostCopy(self._network.device)
         for group in by_tokens(sequences, self.capture.batch_tokens):
             numbers = numbers_of(self.targets, group)
-            chunks, begin = [], 0
-            for logits in self.logits(group):
-                end = begin + len(logits)
-                chunks.append(choose(logits, self.targets, None if numbers is None else numbers[begin:end]))
-                begin = end
-            flat = SoftTargets.concatenate(chunks)
-            ends = np.cumsum([0] + [sequence.positions for sequence in group])
-            rows += [flat[begin:end] for begin, end in pairwise(ends)]
+            begin = 0
+            with closing(self.logits(group)) as chunks:
+                for logits in chunks:
+                    end = begin + len(logits)
+                    copy.add(choose(logits, self.targets, None if numbers is None else numbers[begin:end]))
+                    begin = end
+            copy.end_batch()
+            self.positions += begin
+        flat = copy.wait()
+        ends = np.cumsum([0] + [sequence.positions for sequence in sequences])
+        rows = [flat[begin:end] for begin, end in pairwise(ends)]
         for sequence, targets in zip(sequences, rows, strict=True):
             finite = np.isfinite(targets.logits) | (targets.ids == NO_ID)
             if not finite.all() or np.isnan(targets.tail_odds).any():
@@ -64,14 +63,10 @@ class TeacherForward:
                 )
         return rows
 
-    @torch.inference_mode()
-    def logits(self, group: list[Sequence]) -> Iterator[Tensor]:
+    def logits(self, group: list[Sequence]) -> Generator[Tensor]:
         """[n, V] float32 logits of a batch's scored positions, row by row, `head_chunk` of them at a time."""
         batch = collate(group)
-        hidden = self._body(
-            torch.from_numpy(batch.input_ids).to(self.device), torch.from_numpy(batch.position_ids).to(self.device)
-        )
-        scored = hidden[torch.from_numpy(batch.loss_mask).to(self.device)]  # [positions, D]
-        for chunk in scored.split(self.capture.head_chunk):
-            self.positions += len(chunk)
-            yield self._head.logits(chunk).float()
+        if self._peers is None:
+            yield from self._network.logits(batch)
+        else:
+            yield from self._peers.together(self._network.logits(batch), batch)

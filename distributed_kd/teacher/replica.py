@@ -1,7 +1,13 @@
-"""One copy of the teacher, as a Ray actor: a shard number in, a receipt out; the logits go from here to the store."""
+"""One copy of the teacher, as a Ray actor: a shard number in, a receipt out; the logits go from here to the store.
+
+A replica is given `SHARDS` shards at a time, and the accelerator takes one of them at a time: while it has the next
+one, the last one is encoded and written. A store that is slow therefore slows the teacher, and what a replica holds
+in memory is two shards, whatever happens.
+"""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -23,18 +29,22 @@ from distributed_kd.store.manifest import peak_memory_bytes
 if TYPE_CHECKING:
     from distributed_kd.teacher.forward import TeacherForward
 
+SHARDS = 2  # in a replica at a time: one in the teacher, one being encoded and written
+
 # Code tables are made from at least so many shards, where there are as many, so that the sample is no one corner.
 _TABLE_SHARDS = 16
 
 
 class Replica:
-    """`capture` and `make_tables` run one at a time; `progress` is answered meanwhile, in the group "watch"."""
+    """`capture` is called `SHARDS` times at once, in the group "shards"; `progress` is answered in "watch"."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.store = Store(recipe.workdir).child(FOLDER)
         self.sequences = Sequences.of(recipe)
         self.tables: bytes | None = None
+        # One thread for all that touches the accelerator: in order, and with one setting of torch.
+        self.accelerator = ThreadPoolExecutor(1, thread_name_prefix="accelerator")
 
     @cached_property
     def teacher(self) -> TeacherForward:
@@ -47,7 +57,7 @@ class Replica:
 
     def load(self) -> None:
         """Loads the teacher. Raises `RequestError` for one that does not fit."""
-        assert self.teacher
+        assert self.accelerator.submit(lambda: self.teacher).result()
 
     def progress(self) -> int:
         """Positions that the teacher has gone through since it was loaded."""
@@ -62,7 +72,7 @@ class Replica:
         build = codecs.find(self.recipe.capture.codec).build_tables
         assert build is not None  # the driver asks only then
         sample = self._sample(train_shards, self.recipe.capture.table_positions)
-        targets = SoftTargets.concatenate(self.teacher(sample))
+        targets = SoftTargets.concatenate(self._targets(sample))
         tokens = np.concatenate([sequence.input_ids[sequence.loss_mask] for sequence in sample])
         try:
             data = build(targets, tokens, self.teacher.vocabulary_size, self.recipe.targets.draws or 0)
@@ -90,8 +100,11 @@ class Replica:
         if self.tables is None:
             self.tables = read_tables(self.store, manifest.tables)
         sequences = self.sequences.read(shard)
-        rows = [Row(sequence, own) for sequence, own in zip(sequences, self.teacher(sequences), strict=True)]
+        rows = [Row(sequence, own) for sequence, own in zip(sequences, self._targets(sequences), strict=True)]
         return put_rows(self.store, manifest, shard, rows, self.tables)
+
+    def _targets(self, sequences: list[Sequence]) -> list[SoftTargets]:
+        return self.accelerator.submit(lambda: self.teacher(sequences)).result()
 
     def peak_memory_bytes(self) -> int:
         return peak_memory_bytes()

@@ -6,10 +6,14 @@
             included (Anshumann et al., "Sparse Logit Sampling", ACL 2025), where a top-k teacher has no opinion on it
     full    every id, for vocabularies of hundreds
 
+All of it stays on the device that the logits are on; `DeviceTargets.to_host` waits for it, `host_copy.py` does not.
+
 Shapes: n positions of a chunk, V vocabulary, K kept ids, G temperatures, D draws.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,7 +25,23 @@ from distributed_kd.recipe import Targets
 from distributed_kd.store.digest import fingerprint
 
 
-def choose(logits: Tensor, targets: Targets, numbers: np.ndarray | None = None) -> SoftTargets:
+@dataclass(frozen=True)
+class DeviceTargets:
+    """`SoftTargets` as tensors, on the device that they were computed on."""
+
+    ids: Tensor  # [n, K] int32
+    logits: Tensor  # [n, K] float32
+    tail_odds: Tensor  # [n, G] float32
+    temperatures: tuple[float, ...]
+    log_p: Tensor | None = None  # [n, G, K] float32
+
+    def to_host(self) -> SoftTargets:
+        log_p = None if self.log_p is None else self.log_p.cpu().numpy()
+        ids, logits, tail_odds = (tensor.cpu().numpy() for tensor in (self.ids, self.logits, self.tail_odds))
+        return SoftTargets(ids, logits, tail_odds, self.temperatures, log_p)
+
+
+def choose(logits: Tensor, targets: Targets, numbers: np.ndarray | None = None) -> DeviceTargets:
     """[n, V] float32 logits, which are overwritten, to the soft targets of the recipe's method.
 
     numbers: [n, D] what `sample` draws by (see `numbers_of`).
@@ -35,7 +55,7 @@ def choose(logits: Tensor, targets: Targets, numbers: np.ndarray | None = None) 
     return top_k(logits, targets.k, temperatures, 1.0 if targets.p is None else targets.p)
 
 
-def top_k(logits: Tensor, k: int, temperatures: tuple[float, ...], p: float = 1.0) -> SoftTargets:
+def top_k(logits: Tensor, k: int, temperatures: tuple[float, ...], p: float = 1.0) -> DeviceTargets:
     """The k most probable ids, of these as many as hold p at T = 1, and the tail's odds at each temperature.
 
     `logits` [n, V] is overwritten. The tail is a logsumexp over the ids that are not kept; 1 - mass would cancel.
@@ -54,29 +74,30 @@ def top_k(logits: Tensor, k: int, temperatures: tuple[float, ...], p: float = 1.
         - torch.logsumexp(relative / temperature, dim=1)
         for temperature in temperatures
     ]
-    return SoftTargets(_array(ids.to(torch.int32)), _array(relative), _array(torch.stack(odds, dim=1)), temperatures)
+    return DeviceTargets(ids.to(torch.int32), relative, torch.stack(odds, dim=1), temperatures)
 
 
-def full(logits: Tensor, temperatures: tuple[float, ...]) -> SoftTargets:
+def full(logits: Tensor, temperatures: tuple[float, ...]) -> DeviceTargets:
     """Every id, rising; no tail. `logits` [n, V] is overwritten."""
     positions, vocabulary = logits.shape
     logits.sub_(logits.amax(dim=1, keepdim=True))
-    ids = np.broadcast_to(np.arange(vocabulary, dtype=np.int32), (positions, vocabulary))
-    return SoftTargets(ids, _array(logits), _no_tail(positions, temperatures), temperatures)
+    ids = torch.arange(vocabulary, dtype=torch.int32, device=logits.device).expand(positions, vocabulary)
+    return DeviceTargets(ids, logits, _no_tail(logits, temperatures), temperatures)
 
 
-def sample(logits: Tensor, numbers: np.ndarray, temperatures: tuple[float, ...], drawn_at: float) -> SoftTargets:
+def sample(logits: Tensor, numbers: np.ndarray, temperatures: tuple[float, ...], drawn_at: float) -> DeviceTargets:
     """The ids that `numbers` [n, D], uniform in [0, 1), draw from p at temperature `drawn_at`, with their counts.
 
     The estimate of p_T(i) is count_i / D * p_T(i) / p_drawn_at(i): its mean over draws is p_T(i) at every id, so the
     mean gradient of a KL with these targets is that of the whole distribution. Where T is `drawn_at` the weight is 1;
-    other temperatures get a `log_p` of their own. K = min(D, V). `logits` [n, V] is overwritten.
+    other temperatures get a `log_p` of their own. K = min(D, V). `logits` [n, V] is overwritten. Where they are not
+    finite the tail's odds are NaN.
     """
     logits.sub_(logits.amax(dim=1, keepdim=True))
     cumulative = torch.cumsum((logits.double() / drawn_at).exp_(), dim=1)
     # In (0, total]: the first id whose sum reaches the number then has a probability above 0.
     reached = (1.0 - torch.from_numpy(numbers).to(logits.device)) * cumulative[:, -1:]
-    drawn = torch.searchsorted(cumulative, reached).sort(dim=1).values
+    drawn = torch.searchsorted(cumulative, reached).clamp_(max=logits.shape[1] - 1).sort(dim=1).values
     ids, counts = (array[:, : logits.shape[1]] for array in _run_lengths(drawn))
     shares = drawn_at * (counts / counts[:, :1]).log()
     log_p = None
@@ -84,10 +105,9 @@ def sample(logits: Tensor, numbers: np.ndarray, temperatures: tuple[float, ...],
         at_drawn = logits.gather(1, ids.clamp(min=0)).double()
         log_counts = (counts / drawn.shape[1]).log() - (at_drawn / drawn_at - cumulative[:, -1:].log())
         estimates = [log_counts + at_drawn / t - torch.logsumexp(logits / t, 1, keepdim=True) for t in temperatures]
-        log_p = _array(torch.stack([own.masked_fill(ids < 0, -torch.inf) for own in estimates], dim=1).float())
-    return SoftTargets(
-        _array(ids.to(torch.int32)), _array(shares.float()), _no_tail(len(drawn), temperatures), temperatures, log_p
-    )
+        log_p = torch.stack([own.masked_fill(ids < 0, -torch.inf) for own in estimates], dim=1).float()
+    odds = _no_tail(logits, temperatures).masked_fill(~cumulative[:, -1:].isfinite(), torch.nan)
+    return DeviceTargets(ids.to(torch.int32), shares.float(), odds, temperatures, log_p)
 
 
 def numbers_of(targets: Targets, sequences: list[Sequence]) -> np.ndarray | None:
@@ -116,9 +136,5 @@ def _run_lengths(drawn: Tensor) -> tuple[Tensor, Tensor]:
     return ids.gather(1, order), counts.gather(1, order)
 
 
-def _no_tail(positions: int, temperatures: tuple[float, ...]) -> np.ndarray:
-    return np.full((positions, len(temperatures)), -np.inf, np.float32)
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.cpu().numpy()
+def _no_tail(logits: Tensor, temperatures: tuple[float, ...]) -> Tensor:
+    return logits.new_full((len(logits), len(temperatures)), -torch.inf)

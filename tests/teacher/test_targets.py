@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from distributed_kd.corpus.packing import Part, pack
 from distributed_kd.corpus.sequences import Sequence
-from distributed_kd.errors import RequestError, WorkError
+from distributed_kd.errors import RequestError
 from distributed_kd.recipe import Capture, Corpus, Targets, Teacher
 from distributed_kd.teacher.forward import TeacherForward
 from distributed_kd.teacher.targets import full, sample, top_k
@@ -33,7 +33,7 @@ def sequences_of(*documents: list[int], packing: str = "none", length: int = 16)
 @given(st.integers(1, 40), st.integers(0, 2**31), st.floats(0.1, 20.0))
 def test_probabilities_and_tail_are_the_teachers_at_every_temperature(k: int, seed: int, spread: float) -> None:
     logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(seed)) * spread
-    soft = top_k(logits.clone(), k, TEMPERATURES)
+    soft = top_k(logits.clone(), k, TEMPERATURES).to_host()
     for temperature in TEMPERATURES:
         p = (logits.double() / temperature).softmax(dim=1).numpy()
         log_p, log_p_tail = soft.log_probabilities(temperature)
@@ -49,7 +49,7 @@ def test_probabilities_and_tail_are_the_teachers_at_every_temperature(k: int, se
 def test_a_tail_far_below_float32s_resolution_of_one_is_exact() -> None:
     logits = torch.zeros(1, 2048)
     logits[0, :1024] = 40.0
-    soft = top_k(logits.clone(), 1024, (1.0,))
+    soft = top_k(logits.clone(), 1024, (1.0,)).to_host()
     assert soft.log_probabilities(1.0)[1][0] == pytest.approx(-40.0, rel=1e-6)
 
 
@@ -105,18 +105,10 @@ def test_more_ids_than_the_teacher_has_are_refused(toy_teacher: Path) -> None:
         TeacherForward(Teacher(model=str(toy_teacher)), Targets(k=73), Capture())
 
 
-def test_a_number_that_is_not_finite_is_refused_by_sequence(toy_teacher: Path) -> None:
-    teacher = TeacherForward(Teacher(model=str(toy_teacher), dtype="float32"), Targets(k=5), Capture())
-    body = teacher._body
-    teacher._body = lambda *inputs: body(*inputs) * torch.nan
-    with pytest.raises(WorkError, match="not finite for sequence -1"):
-        teacher(sequences_of([3, 4, 5]))
-
-
 @given(st.floats(0.05, 0.999), st.integers(1, 40), st.integers(0, 2**31), st.floats(0.1, 20.0))
 def test_top_p_keeps_the_fewest_ids_that_hold_p(p: float, k: int, seed: int, spread: float) -> None:
     logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(seed)) * spread
-    soft = top_k(logits.clone(), k, TEMPERATURES, p)
+    soft = top_k(logits.clone(), k, TEMPERATURES, p).to_host()
     whole = logits.double().softmax(dim=1).numpy()
     for row, exact in enumerate(whole):
         kept = soft.ids[row][soft.ids[row] >= 0]
@@ -138,7 +130,7 @@ def test_top_p_keeps_the_fewest_ids_that_hold_p(p: float, k: int, seed: int, spr
 @given(st.integers(0, 2**31), st.floats(0.1, 20.0))
 def test_full_is_the_whole_distribution_at_any_temperature(seed: int, spread: float) -> None:
     logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(seed)) * spread
-    soft = full(logits.clone(), TEMPERATURES)
+    soft = full(logits.clone(), TEMPERATURES).to_host()
     assert (soft.ids == np.arange(40)).all()
     for temperature in TEMPERATURES:
         log_p, log_p_tail = soft.log_probabilities(temperature)
@@ -154,7 +146,7 @@ def numbers(rows: int, draws: int, seed: int) -> np.ndarray:
 @given(st.integers(1, 60), st.integers(0, 2**31), st.floats(0.1, 20.0), st.sampled_from([(1.0,), (1.0, 4.0), (2.0,)]))
 def test_drawn_ids_carry_their_counts_and_weights(draws: int, seed: int, spread: float, listed: Any) -> None:
     logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(seed)) * spread
-    soft = sample(logits.clone(), numbers(5, draws, seed), listed, drawn_at=1.0)
+    soft = sample(logits.clone(), numbers(5, draws, seed), listed, drawn_at=1.0).to_host()
     assert soft.ids.shape == (5, min(draws, 40))
     assert np.isneginf(soft.tail_odds).all()
     kept = soft.ids >= 0

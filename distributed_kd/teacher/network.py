@@ -1,0 +1,52 @@
+"""The teacher's network on the device, or the devices, of one replica.
+
+The body runs over a batch; the head is applied to the scored positions alone, `head_chunk` of them at a time, so
+the logits that exist at once are [head_chunk, V], never [B, S, V].
+
+Shapes: B sequences, S ids in the longest, D hidden size, V vocabulary, n positions of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distributed_kd.corpus.batch import Batch
+from distributed_kd.models import parts
+from distributed_kd.models.load import choose_device, load_causal_lm, resolve_dtype
+from distributed_kd.models.locate import locate
+from distributed_kd.recipe import Capture, Teacher
+
+
+class Network:
+    """Loads the teacher and checks its head against its own forward. Raises `RequestError` when it does not fit.
+
+    With several devices, every rank of the process group makes one, and they go through the same batches together.
+    """
+
+    def __init__(self, teacher: Teacher, capture: Capture, rank: int = 0) -> None:
+        kind = choose_device().type
+        self.device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
+        self._chunk = capture.head_chunk
+        folder = locate(teacher.model, teacher.revision)
+        dtype = resolve_dtype(teacher.dtype, self.device)
+        model = load_causal_lm(folder, dtype, self.device, teacher.devices_per_replica)
+        parts.check(model)
+        self._body = parts.body_of(model)
+        self._head = parts.head_of(model)
+        self.vocabulary_size = self._head.rows
+
+    @torch.inference_mode()
+    def logits(self, batch: Batch) -> Iterator[Tensor]:
+        """[n, V] float32 logits of the batch's scored positions, row by row, `head_chunk` of them at a time."""
+        hidden = self._body(self._moved(batch.input_ids), self._moved(batch.position_ids))  # [B, S, D]
+        # By number and not by mask: the host would wait for the device to count what a mask selects.
+        scored = hidden.flatten(0, 1).index_select(0, self._moved(np.flatnonzero(batch.loss_mask)))  # [positions, D]
+        for chunk in scored.split(self._chunk):
+            yield self._head.logits(chunk).float()
+
+    def _moved(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)

@@ -1,0 +1,93 @@
+"""Sequences for which the teacher gives NaN or infinity: named, set aside, and never written."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from distributed_kd.cache.inspect import inspect
+from distributed_kd.corpus.prepare import prepare
+from distributed_kd.corpus.sequences import Sequences
+from distributed_kd.errors import WorkError
+from distributed_kd.recipe import Capture, Targets, Teacher, parse
+from distributed_kd.teacher.capture import capture
+from distributed_kd.teacher.forward import TeacherForward
+from tests import toys
+from tests.commands import dkd, said, write_recipe
+from tests.teacher.test_targets import sequences_of
+
+POISON = 61
+
+
+def save_poisoned_teacher(folder: Path, value: float, where: str) -> Path:
+    """A teacher that gives numbers that are not finite after one id, and after what follows it in a sequence."""
+    from transformers import AutoModelForCausalLM
+
+    toys.save_model(folder, layers=2, seed=5, tie_word_embeddings=False)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        if where == "embedding":
+            model.model.embed_tokens.weight[POISON] = value
+        else:  # one logit alone, of every position
+            model.lm_head.weight[POISON] = value
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("where", ["embedding", "head"])
+@pytest.mark.parametrize(
+    "targets",
+    [
+        Targets(k=5, temperatures=[1.0, 2.0]),
+        Targets(method="top_p", k=5, p=0.9),
+        Targets(method="sample", draws=4),
+        Targets(method="sample", draws=4, temperatures=[1.0, 2.0]),
+        Targets(method="full"),
+    ],
+    ids=["top_k", "top_p", "sample", "weighted", "full"],
+)
+def test_the_sequence_is_named_whatever_is_kept(tmp_path: Path, value: float, where: str, targets: Targets) -> None:
+    teacher = TeacherForward(
+        Teacher(model=str(save_poisoned_teacher(tmp_path, value, where)), dtype="float32"), targets, Capture()
+    )
+    good, bad = sequences_of([3, 4, 5, 6], [3, 4, POISON, 6])
+    with pytest.raises(WorkError, match=f"not finite for sequence {bad.sequence_id if where == 'embedding' else ''}"):
+        teacher([good, bad])
+    if where == "embedding":
+        assert all(np.isfinite(own.logits[own.ids >= 0]).all() for own in teacher([good]))
+
+
+def test_its_shard_is_set_aside_by_name_and_the_others_are_written(
+    ray_cluster: Any, toy_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    toy_recipe["teachers"][0]["model"] = str(save_poisoned_teacher(tmp_path / "teacher", math.nan, "embedding"))
+    toy_recipe["corpus"] |= {"packing": "none", "shard_sequences": 4}
+    recipe = parse(toy_recipe)
+    prepare(recipe)
+    sequences = Sequences.of(recipe)
+    shards = [entry.shard for entry in sequences.shards("train")]
+    poisoned = {
+        shard: [own.sequence_id for own in sequences.read(shard) if POISON in own.input_ids[own.loss_mask]]
+        for shard in shards
+    }
+    bad = sorted(shard for shard in shards if poisoned[shard])
+    assert 0 < len(bad) < len(shards)
+    with pytest.raises(WorkError, match=rf"^{len(bad)} of {len(shards)} shards were set aside") as raised:
+        capture(recipe)
+    for shard in bad[:5]:
+        assert f"shard {shard}: the teacher gave a number that is not finite for sequence {poisoned[shard][0]}" in str(
+            raised.value
+        )
+    cache = Path(recipe.workdir) / "cache"
+    written = {int(path.stem) for path in (cache / "shards").glob("*.arrow")}
+    assert written == set(shards) - set(bad)
+    done = dkd("cache", write_recipe(tmp_path, toy_recipe))
+    assert done.returncode == 1
+    assert "shards were set aside, the others are written" in said(done)
+    assert inspect(str(cache))["missing_shards"] == bad
