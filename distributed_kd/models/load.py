@@ -45,10 +45,6 @@ def load_causal_lm(folder: Path, dtype: torch.dtype, device: torch.device, devic
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False, **settings)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise RequestError(f"model {folder} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
-    if devices > 1 and not model.supports_tp_plan:
-        raise RequestError(
-            f"{type(model).__name__} has no plan for several devices in transformers; use devices_per_replica: 1"
-        )
     if not settings:
         model.to(device)  # type: ignore[arg-type]  # its decorator loses the signature
     return model.eval()

@@ -21,8 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
-from io import BufferedReader
-from typing import IO, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +32,6 @@ from distributed_kd.models.load import choose_device
 from distributed_kd.recipe import Capture, Teacher
 from distributed_kd.teacher.network import Network
 
-_FIELDS = ("input_ids", "position_ids", "loss_mask")  # of a batch, as peers get it: [3, B, S] int64
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LAST_WORDS_SECONDS = 1.0  # in which an error that is on its way still leaves the replica
 
@@ -49,8 +47,7 @@ class Peers:
         ]
         for rank, process in enumerate(self._processes, start=1):
             own = {"teacher": teacher.model_dump(), "capture": capture.model_dump(), "meeting": meeting, "rank": rank}
-            _stdin(process).write(json.dumps(own).encode() + b"\n")
-            _stdin(process).flush()
+            _put(process, own)
             threading.Thread(target=_end_with, args=(process,), daemon=True).start()
         _join(meeting, 0, teacher.devices_per_replica)
 
@@ -59,9 +56,9 @@ class Peers:
 
         An error of rank 0's own leaves the peers in the middle of something: they are ended, and so the replica is.
         """
+        fields = np.stack([batch.input_ids, batch.position_ids, batch.loss_mask.astype(np.int64)])
         for process in self._processes:
-            np.lib.format.write_array(_stdin(process), np.stack([getattr(batch, field) for field in _FIELDS]))
-            _stdin(process).flush()
+            _put(process, {"shape": fields.shape}, fields.tobytes())
         try:
             for logits in chunks:  # noqa: UP028 - closing this generator must not close that one
                 yield logits
@@ -75,9 +72,14 @@ class Peers:
             raise
 
 
-def _stdin(process: subprocess.Popen[bytes]) -> IO[bytes]:
+def _put(process: subprocess.Popen[bytes], line: dict[str, Any], data: bytes = b"") -> None:
+    """A line of JSON, then the bytes that it speaks of: what a peer reads."""
     assert process.stdin is not None
-    return process.stdin
+    try:
+        process.stdin.write(json.dumps(line).encode() + b"\n" + data)
+        process.stdin.flush()
+    except BrokenPipeError:
+        os._exit(1)  # as in `_end_with`: what follows would fail as well, shard after shard
 
 
 def _end_with(process: subprocess.Popen[bytes]) -> None:
@@ -101,14 +103,16 @@ def _join(meeting: str, rank: int, size: int) -> None:
 
 def _follow() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    stream = cast(BufferedReader, sys.stdin.buffer)
+    stream = sys.stdin.buffer
     own = json.loads(stream.readline())
     teacher, capture = Teacher(**own["teacher"]), Capture(**own["capture"])
     torch.set_num_threads(capture.threads)
     _join(own["meeting"], own["rank"], teacher.devices_per_replica)
     network = Network(teacher, capture, own["rank"])
-    while stream.peek(1):
-        input_ids, position_ids, loss_mask = np.lib.format.read_array(stream, allow_pickle=False)
+    while line := stream.readline():
+        shape = json.loads(line)["shape"]  # [3, B, S] int64
+        data = stream.read(8 * int(np.prod(shape)))
+        input_ids, position_ids, loss_mask = np.frombuffer(data, np.int64).reshape(shape).copy()
         batch = Batch(input_ids, position_ids, loss_mask.astype(bool), labels=np.empty(0, np.int64))
         for _ in network.logits(batch):
             pass
