@@ -64,7 +64,7 @@ def capture(recipe: Recipe) -> CacheManifest:
             return found
         manifest = found
     else:
-        manifest = _new_manifest(recipe, sequences, made_from, len(entries))
+        manifest = new_manifest(recipe, sequences, made_from, len(entries))
         store.check_writable()
         _refuse_full_disk(store, recipe, manifest.k, int(entries.positions.sum()))
     with lease(store, "dkd cache"):
@@ -93,7 +93,8 @@ def teacher_identity(recipe: Recipe, found: CacheManifest | None) -> dict[str, s
         return found.teacher_identity
 
 
-def _new_manifest(recipe: Recipe, sequences: Sequences, made_from: dict[str, Any], shard_count: int) -> CacheManifest:
+def new_manifest(recipe: Recipe, sequences: Sequences, made_from: dict[str, Any], shard_count: int) -> CacheManifest:
+    """Of a cache that is to be captured. Raises `RequestError` for a teacher that does not fit recipe or sequences."""
     spec = recipe.teachers[0]
     folder = locate(spec.model, spec.revision)
     vocabulary = vocabulary_size(load_config(folder))

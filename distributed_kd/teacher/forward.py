@@ -49,6 +49,7 @@ class TeacherForward:
                     end = begin + len(logits)
                     copy.add(choose(logits, self.targets, None if numbers is None else numbers[begin:end]))
                     begin = end
+                    del logits  # else it is there while the next chunk's are computed
             copy.end_batch()
             self.positions += begin
         flat = copy.wait()

@@ -69,11 +69,10 @@ def top_k(logits: Tensor, k: int, temperatures: tuple[float, ...], p: float = 1.
         dropped = mass.cumsum(dim=1) - mass >= p  # those before it hold p already
     rest = logits.scatter_(1, ids, relative.masked_fill(~dropped, -torch.inf))
     ids, relative = ids.masked_fill(dropped, NO_ID), relative.masked_fill(dropped, -torch.inf)
-    odds = [
-        torch.logsumexp(rest / temperature if temperature != 1.0 else rest, dim=1)
-        - torch.logsumexp(relative / temperature, dim=1)
-        for temperature in temperatures
-    ]
+    odds = []
+    for place, temperature in enumerate(temperatures, start=1):
+        own = rest if place == len(temperatures) else rest.clone()
+        odds.append(_logsumexp_(own.div_(temperature)) - torch.logsumexp(relative / temperature, dim=1))
     return DeviceTargets(ids.to(torch.int32), relative, torch.stack(odds, dim=1), temperatures)
 
 
@@ -123,6 +122,16 @@ def numbers_of(targets: Targets, sequences: list[Sequence]) -> np.ndarray | None
         raw = np.random.Philox(key=key).random_raw(sequence.positions * targets.draws)
         drawn.append((raw >> np.uint64(11)).reshape(sequence.positions, targets.draws) * 2.0**-53)
     return np.concatenate(drawn)
+
+
+def _logsumexp_(x: Tensor) -> Tensor:
+    """torch.logsumexp over the last dimension, to the bit, for a tensor that is not needed afterwards.
+
+    It takes no second tensor of that size, and on a CPU a third of the time. [n, V] -> [n]; -inf where all are.
+    """
+    largest = x.amax(dim=1, keepdim=True)
+    largest.masked_fill_(largest.isinf(), 0.0)
+    return x.sub_(largest).exp_().sum(dim=1).log_().add_(largest[:, 0])
 
 
 def _run_lengths(drawn: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,9 +19,12 @@ pytest.importorskip("bitsandbytes")
 
 @pytest.mark.parametrize(
     "how",
-    [{"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32}, {"load_in_8bit": True}],
+    [
+        {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32},
+        {"load_in_8bit": True},
+    ],
     ids=["nf4", "int8"],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("skip", [None, []], ids=["plain head", "packed head"])
 def test_targets_are_those_of_its_own_forward(tmp_path: Path, how: dict[str, Any], skip: list[str] | None) -> None:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
