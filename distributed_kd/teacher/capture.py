@@ -33,6 +33,7 @@ from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import ShardEntry, ShardIndex
 from distributed_kd.store.lease import lease
 from distributed_kd.store.manifest import Run, peak_memory_bytes, refuse_other
+from distributed_kd.teacher.progress import Metrics, Progress
 from distributed_kd.teacher.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -163,15 +164,17 @@ def compute(
         if CacheManifest.read(store) != manifest:
             manifest.put(store)
         schedule = Schedule(entry.shard for entry in missing)
-        positions, written, begun = 0, 0, time.monotonic()
-        with console.progress("cache", sum(entry.positions for entry in missing)) as advance:
+        left, total = sum(entry.positions for entry in missing), int(entries.positions.sum())
+        progress = Progress(len(entries), total, len(entries) - len(missing), total - left)
+        metrics = Metrics(store.uri)
+        with console.progress("cache", left) as advance:
             for receipt in run(fleet, schedule, manifest):
-                receipts[receipt.entry.shard] = receipt
-                positions += receipt.entry.positions
-                written += receipt.entry.bytes
-                rate = positions / (time.monotonic() - begun)
-                note = f"{rate:,.0f} positions/s, {written / positions:.0f} bytes a position, {fleet.size} replicas"
-                advance(positions, note + (f", {schedule.failures} failures" if schedule.failures else ""))
+                progress.replicas, progress.failures = fleet.size, schedule.failures
+                if receipt is not None:
+                    receipts[receipt.entry.shard] = receipt
+                    progress.add(receipt)
+                    advance(progress.positions_of_run, progress.note())
+                metrics.show(progress)
         if schedule.set_aside:
             lines = "; ".join(f"shard {shard}: {why}" for shard, why in sorted(schedule.set_aside.items())[:5])
             raise WorkError(
@@ -181,8 +184,10 @@ def compute(
         return manifest, fleet.peak_memory_bytes()
 
 
-def run(fleet: Fleet, schedule: Schedule, manifest: CacheManifest) -> Iterator[Receipt]:
-    """Gives shards to replicas until none is left, whatever becomes of them meanwhile; yields receipts as they come.
+def run(fleet: Fleet, schedule: Schedule, manifest: CacheManifest) -> Iterator[Receipt | None]:
+    """Gives shards to replicas until none is left, whatever becomes of them meanwhile.
+
+    Yields receipts as they come, and None now and then when none came, for the caller to look around.
 
     Raises `WorkError` when replicas are lost one after the other and nothing is finished in between.
     """
@@ -211,6 +216,7 @@ def run(fleet: Fleet, schedule: Schedule, manifest: CacheManifest) -> Iterator[R
             else:
                 schedule.finish(event.replica, event.shard)
                 yield event.value
+        yield None
 
 
 @contextmanager
