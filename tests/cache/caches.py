@@ -31,11 +31,11 @@ def targets_of(method: str, positions: int, seed: int, k: int = K) -> tuple[Soft
     ids = torch.from_numpy(whole.ids.astype(np.int64))
     logits = torch.zeros(positions, V).scatter_(1, ids, torch.from_numpy(whole.logits))
     if method == "top_p":
-        return top_k(logits, k, TEMPERATURES, p=0.8), tokens
+        return top_k(logits, k, TEMPERATURES, p=0.8).to_host(), tokens
     if method == "full":
-        return full(logits, TEMPERATURES), tokens
+        return full(logits, TEMPERATURES).to_host(), tokens
     numbers = np.random.default_rng(seed).random((positions, DRAWS))
-    return sample(logits, numbers, (1.0,) if method == "sample" else TEMPERATURES, drawn_at=1.0), tokens
+    return sample(logits, numbers, (1.0,) if method == "sample" else TEMPERATURES, drawn_at=1.0).to_host(), tokens
 
 
 def make_rows(first: int, count: int, k: int = K, longest: int = 14, method: str = "top_k") -> list[Row]:

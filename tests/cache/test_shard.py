@@ -30,7 +30,10 @@ def rows(count: int = 5, k: int = 4, seed: int = 0) -> list[Row]:
     random = torch.Generator().manual_seed(seed)
     parts = [Part(number, np.arange(3 + number) + seed, np.ones(3 + number, bool)) for number in range(count)]
     sequences = pack(parts, Corpus(source="x", sequence_length=16, packing="none"))
-    return [Row(one, top_k(torch.randn(one.positions, 30, generator=random) * 3, k, TEMPERATURES)) for one in sequences]
+    return [
+        Row(one, top_k(torch.randn(one.positions, 30, generator=random) * 3, k, TEMPERATURES).to_host())
+        for one in sequences
+    ]
 
 
 def table_of(data: bytes) -> pa.Table:

@@ -29,7 +29,7 @@ def batch_rows() -> list[Any]:
         ids = random.integers(2, 60, 12).astype(np.int32)
         sequence = Sequence(number, ids, mask, np.array([number]), np.array([12], np.int32), False)
         logits = torch.from_numpy(random.normal(size=(scored, 64)).astype(np.float32) * 3)
-        rows.append(Row(sequence, top_k(logits, 6, (2.0,))))
+        rows.append(Row(sequence, top_k(logits, 6, (2.0,)).to_host()))
     return rows
 
 

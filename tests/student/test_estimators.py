@@ -55,7 +55,7 @@ def dense(teacher: torch.Tensor, student: torch.Tensor, temperature: float) -> t
 def test_the_mean_gradient_of_drawn_ids_is_the_dense_one(temperature: float, drawn_at: float) -> None:
     teacher, student = two_models(seed=0)
     numbers = np.random.default_rng(1).random((CACHES * N, DRAWS))
-    soft = sample(teacher.repeat(CACHES, 1), numbers, (temperature,), drawn_at)
+    soft = sample(teacher.repeat(CACHES, 1), numbers, (temperature,), drawn_at).to_host()
     found = gradient(student.repeat(CACHES, 1), soft, temperature).reshape(CACHES, N, V)
     exact = dense(teacher, student, temperature)
     scores = ((found.mean(dim=0) - exact) / (found.std(dim=0) / CACHES**0.5)).numpy()
@@ -70,9 +70,9 @@ def test_the_gradient_of_top_k_is_another_one() -> None:
     """Even with its tail kept as one outcome: within the tail it says nothing of what is more probable."""
     teacher, student = two_models(seed=0)
     exact = dense(teacher, student, 1.0)
-    found = gradient(student, top_k(teacher.clone(), DRAWS, (1.0,)), 1.0)
+    found = gradient(student, top_k(teacher.clone(), DRAWS, (1.0,)).to_host(), 1.0)
     numbers = np.random.default_rng(1).random((CACHES * N, DRAWS))
-    drawn = gradient(student.repeat(CACHES, 1), sample(teacher.repeat(CACHES, 1), numbers, (1.0,), 1.0), 1.0)
+    drawn = gradient(student.repeat(CACHES, 1), sample(teacher.repeat(CACHES, 1), numbers, (1.0,), 1.0).to_host(), 1.0)
     error = drawn.reshape(CACHES, N, V).std(dim=0) / CACHES**0.5
     often = teacher.double().softmax(dim=1) * CACHES * DRAWS > 20
     assert ((found - exact).abs() / error)[often].max() > 50.0
@@ -81,14 +81,14 @@ def test_the_gradient_of_top_k_is_another_one() -> None:
 def test_the_gradient_of_full_targets_is_the_dense_one() -> None:
     teacher, student = two_models(seed=0)
     for temperature in (1.0, 2.0, 10.0):
-        found = gradient(student, full(teacher.clone(), (temperature,)), temperature)
+        found = gradient(student, full(teacher.clone(), (temperature,)).to_host(), temperature)
         torch.testing.assert_close(found, dense(teacher, student, temperature), rtol=1e-4, atol=1e-6)
 
 
 @given(st.integers(0, 2**31), st.integers(1, 30), st.sampled_from([0.5, 1.0, 2.0, 8.0]))
 def test_weighted_draws_give_no_negative_kl_and_the_reference_agrees(seed: int, draws: int, drawn_at: float) -> None:
     teacher, student = two_models(seed)
-    soft = sample(teacher.clone(), np.random.default_rng(seed).random((N, draws)), (1.0,), drawn_at)
+    soft = sample(teacher.clone(), np.random.default_rng(seed).random((N, draws)), (1.0,), drawn_at).to_host()
     for row in range(N):
         one = soft[row : row + 1]
         log_p, log_p_tail = (torch.from_numpy(array) for array in one.log_probabilities(1.0))

@@ -28,7 +28,7 @@ def case(k: int, temperature: float, seed: int = 0, teacher_ids: int = V) -> dic
     weight = torch.randn(V, D, generator=random) * 0.5
     teacher = torch.randn(N, teacher_ids, generator=random) * 3.0
     labels = torch.randint(0, V, (N,), generator=random)
-    soft = top_k(teacher.clone(), k, (1.0, temperature))
+    soft = top_k(teacher.clone(), k, (1.0, temperature)).to_host()
     log_p, log_p_tail = soft.log_probabilities(temperature)
     targets = PositionTargets(
         labels, torch.from_numpy(soft.ids.astype(np.int64)), torch.from_numpy(log_p), torch.from_numpy(log_p_tail)
@@ -197,6 +197,6 @@ def test_the_tail_does_not_cancel_when_the_student_is_nearly_certain() -> None:
 
 
 def test_a_temperature_that_is_not_cached_is_refused_with_the_list() -> None:
-    soft = top_k(torch.randn(2, 10), 3, (1.0, 2.0))
+    soft = top_k(torch.randn(2, 10), 3, (1.0, 2.0)).to_host()
     with pytest.raises(RequestError, match=r"temperature 5 is not in the cache; it holds \[1.0, 2.0\]"):
         soft.log_probabilities(5.0)
