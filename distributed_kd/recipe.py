@@ -185,7 +185,11 @@ class Student(Section):
 class Objective(Section):
     temperature: float = Field(1.0, gt=0.0, description="T of both sides of the KL; must be in targets.temperatures")
     alpha: Fraction = Field(0.5, description="weight of the soft targets; 1 never reads the hard labels")
-    divergence: Literal["forward_kl", "reverse_kl", "jsd", "skewed_kl", "total_variation"] = "forward_kl"
+    divergence: Literal["forward_kl", "reverse_kl", "jsd", "skewed_kl", "total_variation"] = Field(
+        "forward_kl", description="of the student from the teacher, in the KL's place"
+    )
+    beta: float = Field(0.5, gt=0.0, lt=1.0, description="jsd: weight of the teacher in the mixture")
+    skew: float = Field(0.1, gt=0.0, lt=1.0, description="skewed_kl: weight of the teacher in the mixture")
     chunk: Positive = Field(256, description="positions whose logits exist at once")
 
 
@@ -272,12 +276,19 @@ class Recipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _divergence_is_right_in_the_mean(self) -> Recipe:
+        if self.targets.method == "sample" and self.objective.divergence != "forward_kl":
+            raise ValueError(
+                f"objective.divergence {self.objective.divergence} is biased for targets that are drawn (method "
+                "sample): only forward_kl's gradient is right in the mean over draws; choose it, or method top_k"
+            )
+        return self
+
     def refuse_what_is_not_built(self) -> None:
         """Raises `RequestError` for values that the design names and this version does not carry."""
         if self.corpus.task not in ("causal_lm", "chat"):
             raise not_yet(f"corpus.task: {self.corpus.task}", "causal_lm and chat are")
-        if self.objective.divergence != "forward_kl":
-            raise not_yet(f"objective.divergence: {self.objective.divergence}", "forward_kl is")
         if self.trainer.follow:
             raise not_yet("trainer.follow", "train after the capture is finished")
         if len(self.teachers) > 1:

@@ -64,7 +64,8 @@ def changed(key: str, value: Any) -> dict[str, Any]:
         ("targets.method", "top_p", "targets: method top_p needs `p`"),
         ("targets.p", 0.9, "targets: `p` goes with method top_p, not with top_k"),
         ("capture.codec", "dense-1", "capture.codec dense-1 goes with targets.method full, not top_k"),
-        ("objective.divergence", "jsd", "objective.divergence: jsd is not available yet"),
+        ("objective.divergence", "hinge", "objective.divergence: input should be 'forward_kl', 'reverse_kl', 'jsd'"),
+        ("objective.beta", 1, "objective.beta: input should be less than 1 (given: 1)"),
         ("student.init", "teacher_layers", "student: init: teacher_layers needs `layers`"),
     ],
 )
@@ -88,6 +89,13 @@ def test_a_codec_that_does_not_keep_the_targets_is_refused(targets: dict[str, An
     with pytest.raises(RequestError) as caught:
         parse(MINIMAL | {"targets": targets, "capture": {"codec": codec}})
     assert said in str(caught.value)
+
+
+def test_a_divergence_that_drawn_targets_would_bias_is_refused_by_name() -> None:
+    drawn = MINIMAL | {"targets": {"method": "sample", "draws": 9}}
+    with pytest.raises(RequestError, match=r"objective\.divergence reverse_kl is biased for targets that are drawn"):
+        parse(drawn | {"objective": {"divergence": "reverse_kl"}})
+    assert parse(drawn).objective.divergence == "forward_kl"
 
 
 def test_what_a_cache_is_made_from_names_the_keys_of_its_method_alone() -> None:

@@ -339,7 +339,7 @@ def _interval_plot(report: dict[str, Any]) -> Any:
 
 def _curves(metrics: Metrics) -> list[dict[str, Any]]:
     shown = []
-    for key, title in (("cross_entropy", "cross-entropy"), ("kl", "KL from the teacher")):
+    for key, title in (("cross_entropy", "cross-entropy"), ("divergence", "divergence from the teacher")):
         arms: dict[str, tuple[list[float], list[float]]] = {}
         for arm, steps in metrics.items():
             points = [(line["step"] + 1, line[key]) for line in steps if _is_number(line.get(key))]

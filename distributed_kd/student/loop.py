@@ -50,17 +50,17 @@ def take_step(engine: Any, micro_batches: list[MicroBatch]) -> dict[str, float]:
         engine.backward(loss)
         engine.step()
         parts = engine.module.last_loss
-        sums = [sums[0] + parts.cross_entropy.item(), sums[1] + parts.kl.item()]
-    cross_entropy, kl = (value / max(1.0, positions) for value in _sum_over_ranks(sums, engine.device))
+        sums = [sums[0] + parts.cross_entropy.item(), sums[1] + parts.divergence.item()]
+    cross_entropy, divergence = (value / max(1.0, positions) for value in _sum_over_ranks(sums, engine.device))
     objective = engine.module.objective
-    loss_value = objective.alpha * objective.temperature**2 * kl
+    loss_value = objective.alpha * objective.temperature**2 * divergence
     if objective.alpha < 1.0:
         loss_value += (1.0 - objective.alpha) * cross_entropy
     if not torch.isfinite(torch.tensor(loss_value)):
         raise WorkError(f"the loss is {loss_value} at step {engine.global_steps}; lower trainer.learning_rate")
     metrics = {
         "loss": loss_value,
-        "kl": kl,
+        "divergence": divergence,
         "positions": positions,
         "learning_rate": learning_rate,
         "gradient_norm": float(engine.get_global_grad_norm() or 0.0),

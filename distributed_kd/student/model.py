@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from distributed_kd.models import parts
 from distributed_kd.recipe import Objective
+from distributed_kd.student import divergence
 from distributed_kd.student.objective import Loss, linear_distillation_loss
 from distributed_kd.student.stream import MicroBatch
 
@@ -22,6 +23,7 @@ class DistillationModel(nn.Module):
         super().__init__()
         self.model = model
         self.objective = objective
+        self.divergence = divergence.find(objective.divergence, objective.beta, objective.skew)
         self.last_loss: Loss | None = None
         if zero_stage == 3:
             import deepspeed
@@ -40,6 +42,7 @@ class DistillationModel(nn.Module):
             batch.targets,
             temperature=self.objective.temperature,
             alpha=self.objective.alpha,
+            divergence=self.divergence,
             chunk=self.objective.chunk,
         )
         self.last_loss = Loss(*(part.detach() for part in loss))

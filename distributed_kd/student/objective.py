@@ -1,10 +1,8 @@
 """The distillation loss on hidden states: L = (1 - alpha) * CE(labels, T = 1) + alpha * T^2 * KL(p_T || q_T).
 
 Hinton, Vinyals and Dean (2015). The same T on both sides of the KL, T = 1 for the hard labels; alpha = 1 never
-reads the labels. The tail is one more outcome on both sides, so targets are not renormalised and the KL cannot be
-negative; the student's tail is a logsumexp over the ids that are not kept. Targets that sum to 1 only in the mean over
-draws (ids drawn at another temperature) have a generalised KL, sum p log(p / q) - sum p + sum q: its gradient in the
-logits is linear in p, so its mean over draws is that of the whole distribution, and it is not negative either.
+reads the labels. Another divergence may stand in the KL's place (`divergence.py`). The tail is one more outcome on both
+sides, so targets are not renormalised; the student's tail is a logsumexp over the ids that are not kept.
 
 `linear_distillation_loss(impl=...)`: `chunked` forms the gradients of hidden states and head in the same pass as
 the loss, `chunk` positions at a time, so that [N, V] never exists; `reference` is dense autograd in float64.
@@ -22,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distributed_kd.models.parts import Head
+from distributed_kd.student.divergence import Divergence, forward_kl, over_outcomes
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Loss(NamedTuple):
 
     total: Tensor
     cross_entropy: Tensor
-    kl: Tensor
+    divergence: Tensor
 
 
 def linear_distillation_loss(
@@ -57,6 +56,7 @@ def linear_distillation_loss(
     *,
     temperature: float,
     alpha: float,
+    divergence: Divergence = forward_kl,
     chunk: int = 256,
     impl: Literal["chunked", "reference"] = "chunked",
 ) -> Loss:
@@ -66,8 +66,8 @@ def linear_distillation_loss(
     """
     targets = _ids_to_tail(targets, head.weight.shape[0])
     if impl == "reference":
-        return _reference(hidden, head, targets, temperature, alpha)
-    return Loss(*_Chunked.apply(hidden, head.weight, head.bias, head, targets, temperature, alpha, chunk))
+        return _reference(hidden, head, targets, temperature, alpha, divergence)
+    return Loss(*_Chunked.apply(hidden, head.weight, head.bias, head, targets, temperature, alpha, divergence, chunk))
 
 
 def _ids_to_tail(targets: PositionTargets, vocabulary: int) -> PositionTargets:
@@ -95,6 +95,7 @@ class _Chunked(torch.autograd.Function):
         targets: PositionTargets,
         temperature: float,
         alpha: float,
+        divergence: Divergence,
         chunk: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         head = replace(head, weight=weight, bias=bias)  # under ZeRO-3 these are the gathered ones
@@ -103,16 +104,16 @@ class _Chunked(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias and bias is not None else None
         cross_entropy = hidden.new_zeros((), dtype=torch.float32)
-        kl = hidden.new_zeros((), dtype=torch.float32)
+        diverged = hidden.new_zeros((), dtype=torch.float32)
         for begin in range(0, len(targets), chunk):
             rows = hidden[begin : begin + chunk]
             logits = head.logits(rows).float()
             slope = None if head.softcap is None else 1.0 - (logits / head.softcap) ** 2
-            grad, chunk_cross_entropy, chunk_kl = _logit_gradient(
-                logits, targets.rows(begin, begin + chunk), temperature, alpha
+            grad, chunk_cross_entropy, chunk_diverged = _logit_gradient(
+                logits, targets.rows(begin, begin + chunk), temperature, alpha, divergence
             )
             cross_entropy += chunk_cross_entropy
-            kl += chunk_kl
+            diverged += chunk_diverged
             if slope is not None:
                 grad *= slope
             if head.scale != 1.0:
@@ -126,13 +127,13 @@ class _Chunked(torch.autograd.Function):
                 grad_weight += grad.T @ rows
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
-        total = alpha * temperature**2 * kl
+        total = alpha * temperature**2 * diverged
         if alpha < 1.0:
             total = total + (1.0 - alpha) * cross_entropy
         else:
             cross_entropy = torch.full_like(cross_entropy, torch.nan)
-        ctx.mark_non_differentiable(cross_entropy, kl)
-        return total, cross_entropy, kl
+        ctx.mark_non_differentiable(cross_entropy, diverged)
+        return total, cross_entropy, diverged
 
     @staticmethod
     @once_differentiable
@@ -143,47 +144,48 @@ class _Chunked(torch.autograd.Function):
             None if grad_hidden is None else grad_hidden * grad_total,
             None if grad_weight is None else (grad_weight * grad_total).to(weight_dtype),
             None if grad_bias is None else (grad_bias * grad_total).to(bias_dtype),
-            None, None, None, None, None,
+            None, None, None, None, None, None,
         )  # fmt: skip
 
 
 def _logit_gradient(
-    logits: Tensor, targets: PositionTargets, temperature: float, alpha: float
+    logits: Tensor, targets: PositionTargets, temperature: float, alpha: float, divergence: Divergence
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient of the loss in the logits [n, V], which it overwrites; cross-entropy and KL, summed.
+    """Gradient of the loss in the logits [n, V], which it overwrites; cross-entropy and divergence, summed.
 
-    At T = 1 one pass serves both terms. With E_j = exp(z_j - m), m the largest logit that is not kept, L_t and L
-    the logsumexps over ids not kept and over all:
-        not kept:  E_j * (c * exp(m - L) - alpha * p_tail * exp(m - L_t))
-        kept:      c * q_j - alpha * p_j
-        label:     less 1 - alpha
-    where c = 1 - alpha + alpha * sum p, which is 1 but for targets drawn at another temperature.
+    At T = 1 one pass serves both terms.
     """
     hard = alpha < 1.0
     at_label = logits.gather(1, targets.labels[:, None]).squeeze(1) if hard else None
     if temperature == 1.0:
-        soft = _SoftPass(logits, targets)
+        soft = _SoftPass(logits, targets, divergence)
         grad = soft.gradient(alpha, with_softmax=1.0 - alpha)
-        cross_entropy = (soft.log_total - at_label).sum() if at_label is not None else soft.kl.new_zeros(())
+        cross_entropy = (soft.log_total - at_label).sum() if at_label is not None else soft.value.new_zeros(())
     else:
-        soft = _SoftPass(logits / temperature, targets)
+        soft = _SoftPass(logits / temperature, targets, divergence)
         # alpha T^2 from the loss, 1/T from the chain rule.
         grad = soft.gradient(alpha * temperature, with_softmax=0.0)
-        cross_entropy = soft.kl.new_zeros(())
+        cross_entropy = soft.value.new_zeros(())
         if at_label is not None:
             log_total = logits.logsumexp(dim=1)
             cross_entropy = (log_total - at_label).sum()
             grad += logits.sub_(log_total[:, None]).exp_().mul_(1.0 - alpha)
     if hard:
         grad.scatter_add_(1, targets.labels[:, None], grad.new_full((len(grad), 1), alpha - 1.0))
-    return grad, cross_entropy, soft.kl.sum()
+    return grad, cross_entropy, soft.value.sum()
 
 
 class _SoftPass:
-    """One pass over scaled logits z = logits / T [n, V], overwritten: KL by row, and then its gradient."""
+    """One pass over scaled logits z = logits / T [n, V], overwritten: the divergence by row, and then its gradient.
 
-    def __init__(self, z: Tensor, targets: PositionTargets) -> None:
-        counts = targets.log_p > -torch.inf
+    With E_j = exp(z_j - m), m the largest logit that is not kept, L_t and L the logsumexps over ids not kept and over
+    all, s_k and s_t the divergence's slopes by log q of a kept id and of the tail, and S their sum, the gradient is
+        not kept:  E_j * (s_t * exp(m - L_t) - S * exp(m - L))
+        kept:      s_k - S * q_k
+    which takes as many passes over the chunk as cross-entropy. For forward_kl, s = -p.
+    """
+
+    def __init__(self, z: Tensor, targets: PositionTargets, divergence: Divergence) -> None:
         has_id = targets.ids >= 0
         self.places = targets.ids.clamp(min=0)
         at_kept = z.gather(1, self.places).masked_fill(~has_id, -torch.inf)
@@ -197,38 +199,38 @@ class _SoftPass:
         log_tail = largest + self.exponentials.sum(dim=1).log()
         self.log_total = torch.logaddexp(log_tail, at_kept.logsumexp(dim=1))
 
-        # A student that has no other id than the kept ones has no tail to give the teacher's tail to: the kept ids
-        # share it in proportion.
         no_tail = log_tail == -torch.inf
-        log_p_tail = targets.log_p_tail.masked_fill(no_tail, -torch.inf)
-        log_kept = targets.log_p.logsumexp(dim=1)
-        whole = torch.where(no_tail, torch.logaddexp(log_kept, targets.log_p_tail) - log_kept, 0.0)
-        log_p = targets.log_p + whole[:, None]
-
-        log_q = at_kept - self.log_total[:, None]
-        log_q_tail = log_tail - self.log_total
-        self.p = log_p.exp()
-        p_tail = log_p_tail.exp()
-        self.kl = torch.where(counts, self.p * (log_p - log_q), 0.0).sum(dim=1)
-        self.kl += torch.where(p_tail > 0.0, p_tail * (log_p_tail - log_q_tail), 0.0)
-        self.total = self.p.sum(dim=1) + p_tail
-        self.kl += 1.0 - self.total
-        self.q = log_q.exp()
+        log_p = _outcomes(targets, no_tail)
+        log_q = torch.cat([at_kept, log_tail[:, None]], dim=1) - self.log_total[:, None]
+        self.value, self.slope = divergence(log_p, log_q, torch.cat([has_id, ~no_tail[:, None]], dim=1))
+        self.q = log_q[:, :-1].exp()
         self.to_softmax = (largest - self.log_total).exp()
-        self.to_tail = torch.where(p_tail > 0.0, p_tail * (largest - log_tail).exp(), 0.0)
+        at_tail = self.slope[:, -1]
+        self.to_tail = torch.where(at_tail != 0.0, at_tail * (largest - log_tail).exp(), 0.0)
 
     def gradient(self, weight: float, with_softmax: float) -> Tensor:
-        """[n, V]: weight times the gradient of the KL, and with_softmax * q for what else has it.
-
-        The KL's is sum p * q - p, the tail's p spread by the student's own tail.
-        """
-        share = with_softmax + weight * self.total
-        grad = self.exponentials.mul_((share * self.to_softmax - weight * self.to_tail)[:, None])
-        return grad.scatter_add_(1, self.places, share[:, None] * self.q - weight * self.p)
+        """[n, V]: weight times the gradient of the divergence, and with_softmax * q for what else has it."""
+        share = with_softmax - weight * over_outcomes(self.slope)
+        grad = self.exponentials.mul_((share * self.to_softmax + weight * self.to_tail)[:, None])
+        return grad.scatter_add_(1, self.places, share[:, None] * self.q + weight * self.slope[:, :-1])
 
 
-def _reference(hidden: Tensor, head: Head, targets: PositionTargets, temperature: float, alpha: float) -> Loss:
-    """The formula as written, dense, in float64, by autograd."""
+def _outcomes(targets: PositionTargets, no_tail: Tensor) -> Tensor:
+    """[n, K + 1] log p, the tail last.
+
+    A student that has no other id than the kept ones (`no_tail`) has no tail to give the teacher's tail to: the kept
+    ids share it in proportion.
+    """
+    log_kept = targets.log_p.logsumexp(dim=1)
+    whole = torch.where(no_tail, torch.logaddexp(log_kept, targets.log_p_tail) - log_kept, 0.0)
+    log_p_tail = targets.log_p_tail.masked_fill(no_tail, -torch.inf)
+    return torch.cat([targets.log_p + whole[:, None], log_p_tail[:, None]], dim=1)
+
+
+def _reference(
+    hidden: Tensor, head: Head, targets: PositionTargets, temperature: float, alpha: float, divergence: Divergence
+) -> Loss:
+    """Dense, in float64: the divergence's own slopes are not used, autograd finds them."""
     double = replace(head, weight=head.weight.double(), bias=None if head.bias is None else head.bias.double())
     logits = double.logits(hidden.double())
     vocabulary = logits.shape[1]
@@ -238,17 +240,13 @@ def _reference(hidden: Tensor, head: Head, targets: PositionTargets, temperature
     kept = torch.zeros(len(logits), vocabulary + 1, dtype=torch.bool, device=logits.device).scatter_(1, places, True)
     log_q_tail = log_q.masked_fill(kept[:, :-1], -torch.inf).logsumexp(dim=1)
     no_tail = kept[:, :-1].all(dim=1)
-    log_p_kept = targets.log_p.double()
-    log_kept = log_p_kept.logsumexp(dim=1)
-    whole = torch.logaddexp(log_kept, targets.log_p_tail.double()) - log_kept
-    log_p_kept = torch.where(no_tail[:, None], log_p_kept + whole[:, None], log_p_kept)
-    p_kept, p_tail = log_p_kept.exp(), targets.log_p_tail.double().exp().masked_fill(no_tail, 0.0)
-    log_q_kept = log_q.gather(1, places.clamp(max=vocabulary - 1))
-    kl = torch.where(p_kept > 0.0, p_kept * (log_p_kept - log_q_kept), 0.0).sum()
-    kl = kl + torch.where(p_tail > 0.0, p_tail * (targets.log_p_tail.double() - log_q_tail), 0.0).sum()
-    kl = kl + (1.0 - p_kept.sum(dim=1) - p_tail).sum()
-    total = alpha * temperature**2 * kl
+    in_double = replace(targets, log_p=targets.log_p.double(), log_p_tail=targets.log_p_tail.double())
+    has = torch.cat([targets.ids >= 0, ~no_tail[:, None]], dim=1)
+    own = torch.cat([log_q.gather(1, places.clamp(max=vocabulary - 1)), log_q_tail[:, None]], dim=1)
+    # Where there is no outcome a finite number stands in, so that autograd multiplies no infinity by zero.
+    diverged = divergence(_outcomes(in_double, no_tail), torch.where(has, own, -1e4), has).value.sum()
+    total = alpha * temperature**2 * diverged
     if alpha == 1.0:
-        return Loss(total, torch.full_like(kl, torch.nan), kl.detach())
+        return Loss(total, torch.full_like(diverged, torch.nan), diverged.detach())
     cross_entropy = torch.nn.functional.cross_entropy(logits, targets.labels, reduction="sum")
-    return Loss(total + (1.0 - alpha) * cross_entropy, cross_entropy.detach(), kl.detach())
+    return Loss(total + (1.0 - alpha) * cross_entropy, cross_entropy.detach(), diverged.detach())

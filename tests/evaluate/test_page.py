@@ -65,7 +65,7 @@ def without_baseline() -> dict[str, Any]:
 
 METRICS = {
     arm: [
-        {"step": step, "loss": 3.0, "kl": 2.0 / (1 + step) + shift, "cross_entropy": 5.0 - step / 10 + shift}
+        {"step": step, "loss": 3.0, "divergence": 2.0 / (1 + step) + shift, "cross_entropy": 5.0 - step / 10 + shift}
         for step in range(20)
     ]
     for arm, shift in (("student", 0.0), ("baseline", 0.4))
@@ -178,7 +178,7 @@ def test_fields_may_be_missing_or_new() -> None:
     other = report(transferred_share=0.41, transferred_share_interval=[0.3, 0.52], notes={"any": ["thing"]})
     other["models"]["ensemble"] = {"cross_entropy": 3.5, "brier": 0.2}
     del other["models"]["student"]["perplexity"], other["cache"]["mean_kept_mass"]
-    without_labels = [{key: line[key] for key in ("step", "kl")} for line in METRICS["student"]]
+    without_labels = [{key: line[key] for key in ("step", "divergence")} for line in METRICS["student"]]
     page = words(render(other, {"student": without_labels, "baseline": METRICS["baseline"]}, {}))
     assert "transferred share interval 0.3 to 0.52" in page
     assert "No cross-entropy was computed for the student" in page

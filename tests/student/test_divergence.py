@@ -1,0 +1,108 @@
+"""Every divergence against its formula over dense distributions in float64, and that none is ever negative."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distributed_kd.models.parts import Head
+from distributed_kd.student import divergence
+from distributed_kd.student.objective import PositionTargets, linear_distillation_loss
+from distributed_kd.teacher.targets import top_k
+from tests.student.test_objective import V, case
+
+NAMES = ("forward_kl", "reverse_kl", "jsd", "skewed_kl", "total_variation")
+BETA, SKEW = 0.3, 0.2
+
+
+def written_out(name: str, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """The definition, over whole distributions without a zero."""
+
+    def kl(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a * (a / b).log()).sum()
+
+    mixture = BETA * p + (1 - BETA) * q
+    return {
+        "forward_kl": lambda: kl(p, q),
+        "reverse_kl": lambda: kl(q, p),
+        "jsd": lambda: BETA * kl(p, mixture) + (1 - BETA) * kl(q, mixture),
+        "skewed_kl": lambda: kl(p, SKEW * p + (1 - SKEW) * q),
+        "total_variation": lambda: (p - q).abs().sum() / 2,
+    }[name]()
+
+
+def with_tail_as_one(probabilities: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    rest = torch.ones(len(probabilities), dtype=torch.bool).index_fill(0, kept, False)
+    own = probabilities[kept]
+    return torch.cat([own, probabilities[rest].sum()[None]]) if rest.any() else own
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("k", [1, 7, V])
+@pytest.mark.parametrize("impl", ["chunked", "reference"])
+def test_value_and_gradients_are_the_formulas(name: str, temperature: float, k: int, impl: Any) -> None:
+    alpha = 0.7
+    made = case(k, temperature)
+    hidden64, weight64 = made["hidden"].double().requires_grad_(), made["weight"].double().requires_grad_()
+    logits = hidden64 @ weight64.T
+    expected = (1 - alpha) * torch.nn.functional.cross_entropy(logits, made["targets"].labels, reduction="sum")
+    for row, kept in enumerate(made["targets"].ids):
+        p = with_tail_as_one((made["teacher"][row].double() / temperature).softmax(dim=0), kept)
+        q = with_tail_as_one((logits[row] / temperature).softmax(dim=0), kept)
+        expected = expected + alpha * temperature**2 * written_out(name, p, q)
+    expected.backward()
+
+    hidden, weight = made["hidden"].clone().requires_grad_(), made["weight"].clone().requires_grad_()
+    loss = linear_distillation_loss(
+        hidden, Head(weight), made["targets"], temperature=temperature, alpha=alpha,
+        divergence=divergence.find(name, BETA, SKEW), chunk=5, impl=impl,
+    )  # fmt: skip
+    loss.total.backward()
+    assert loss.total.item() == pytest.approx(expected.item(), rel=1e-5)
+    for ours, exact in ((hidden.grad, hidden64.grad), (weight.grad, weight64.grad)):
+        assert ours is not None
+        assert exact is not None
+        torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-5 * exact.abs().max().item())
+
+
+@given(st.sampled_from(NAMES), st.integers(1, V), st.floats(0.1, 30.0), st.floats(0.1, 30.0), st.integers(0, 2**31))
+def test_none_is_negative_and_no_gradient_is_lost(name: str, k: int, sharp: float, own: float, seed: int) -> None:
+    """From flat to nearly certain, on either side; and nothing moves a student that is the teacher already."""
+    random = torch.Generator().manual_seed(seed)
+    teacher = torch.randn(6, V, generator=random) * sharp
+    soft = top_k(teacher.clone(), k, (1.0,)).to_host()
+    log_p, log_p_tail = soft.log_probabilities(1.0)
+    targets = PositionTargets(
+        torch.zeros(6, dtype=torch.int64), torch.from_numpy(soft.ids.astype(np.int64)), torch.from_numpy(log_p),
+        torch.from_numpy(log_p_tail),
+    )  # fmt: skip
+    for student in (torch.randn(6, V, generator=random) * own, teacher):
+        logits = student.clone().requires_grad_()
+        loss = linear_distillation_loss(
+            logits, Head(torch.eye(V)), targets, temperature=1.0, alpha=1.0, divergence=divergence.find(name)
+        )
+        loss.total.backward()
+        assert loss.divergence.item() >= -2e-5
+        assert logits.grad is not None
+        assert logits.grad.isfinite().all()
+    assert loss.divergence.item() == pytest.approx(0.0, abs=1e-4)
+    assert logits.grad.abs().max().item() < (0.51 if name == "total_variation" else 1e-4)
+
+
+def test_a_teacher_that_excludes_an_outcome_costs_reverse_kl_a_finite_price() -> None:
+    """Every id of the teacher is kept; the student has rows beyond them, which the teacher gives nothing."""
+    made = case(V - 8, 1.0, teacher_ids=V - 8)
+    hidden = made["hidden"].clone().requires_grad_()
+    loss = linear_distillation_loss(
+        hidden, Head(made["weight"]), made["targets"], temperature=1.0, alpha=1.0, divergence=divergence.reverse_kl
+    )
+    loss.total.backward()
+    assert hidden.grad is not None
+    assert hidden.grad.isfinite().all()
+    assert 0.0 < loss.divergence.item() < 60.0 * len(hidden)
