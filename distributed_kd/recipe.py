@@ -135,6 +135,11 @@ class Capture(Section):
     replicas: Positive | Literal["auto"] = Field(
         "auto", description="teacher copies; auto: one a GPU, without any one for each `threads` processors"
     )
+    device: Literal["auto", "cpu", "gpu"] = Field(
+        "auto",
+        description="what a replica asks of the cluster; auto: GPUs if it has any when the capture begins, else "
+        "processors; gpu: waits for nodes that have some, as a cluster that scales itself from none must be asked",
+    )
     threads: Positive = Field(
         1, description="processors a replica computes with on a CPU; another number may change the last bits"
     )

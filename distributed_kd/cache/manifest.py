@@ -193,6 +193,16 @@ class Receipt:
         return receipts
 
     @staticmethod
+    def find(store: Store, fingerprint: str, shard: int) -> Receipt | None:
+        """The receipt of one shard; None where there is none, or a file that is no receipt of it."""
+        try:
+            receipt = Receipt._read(store, _receipt_name(shard))
+            check_entry(receipt.entry, _receipt_name(shard))
+        except (FileNotFoundError, RequestError):
+            return None
+        return receipt if (receipt.fingerprint, receipt.entry.shard) == (fingerprint, shard) else None
+
+    @staticmethod
     def _read(store: Store, name: str) -> Receipt:
         where = f"{store.uri}/{name}"
         try:

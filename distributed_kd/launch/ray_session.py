@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING
 
 from distributed_kd.errors import DkdError, RequestError, WorkError
 
+if TYPE_CHECKING:
+    from distributed_kd.launch.ray_cluster import RayCluster
+
 
 @contextmanager
-def ray_session(address: str | None) -> Iterator[None]:
+def ray_session(address: str | None) -> Iterator[RayCluster]:
     """Joins the cluster at `address`, the one this process already belongs to, or starts a local one.
 
     A session that this call started ends with it; one that was there before is left running.
@@ -22,8 +26,11 @@ def ray_session(address: str | None) -> Iterator[None]:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     import ray
 
+    from distributed_kd.launch.ray_cluster import RayCluster
+
     if ray.is_initialized():
-        yield
+        with closing(RayCluster()) as found:
+            yield found
         return
     try:
         if cluster is None:
@@ -34,7 +41,8 @@ def ray_session(address: str | None) -> Iterator[None]:
     except ConnectionError as error:
         raise RequestError(f"no Ray cluster answers at {cluster}; check capture.address or leave it out") from error
     try:
-        yield
+        with closing(RayCluster()) as joined:
+            yield joined
     finally:
         ray.shutdown()
 

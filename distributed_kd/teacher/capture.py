@@ -151,10 +151,10 @@ def compute(
     replicas' peak memory in bytes. Raises `RequestError` where the teacher is refused, `WorkError` naming the shards
     that were set aside, when everything else is written.
     """
-    with ray_session(recipe.capture.address), task_errors(), stopped_by_sigterm():
+    with ray_session(recipe.capture.address) as cluster, task_errors(), stopped_by_sigterm():
         from distributed_kd.teacher.fleet import Fleet
 
-        fleet = Fleet(recipe)
+        fleet = Fleet(recipe, cluster)
         fleet.fit(len(missing))
         if make_tables:
             console.say(f"cache: making the code tables of {manifest.codec} from a sample")

@@ -2,7 +2,9 @@
 
 Plain actors. `ray.util.ActorPool` takes the actors it is given and does not say which one died; Ray's own restarts hand
 a shard to the same actor again but cannot tell a replica that hangs from one that works, nor use a node that joins; Ray
-Data moves rows through the object store, which is what a capture must not do.
+Data moves rows through the object store, which is what a capture must not do. Shards a second through two replicas that
+do nothing (`benchmarks/scheduling.py`, two cores that others used as well): this loop 950, `ActorPool` 1280, Ray Data
+56. A shard takes seconds to minutes, so none of them is what a capture waits for, up to thousands of replicas here.
 """
 
 from __future__ import annotations
@@ -14,9 +16,12 @@ from typing import Any, Literal
 import ray
 
 from distributed_kd import console
-from distributed_kd.cache.manifest import CacheManifest
-from distributed_kd.errors import DkdError, WorkError
+from distributed_kd.cache.manifest import FOLDER, CacheManifest, Receipt
+from distributed_kd.errors import DkdError, RequestError, WorkError
+from distributed_kd.launch.ray_cluster import RayCluster
 from distributed_kd.recipe import Recipe
+from distributed_kd.store.filesystem import Store
+from distributed_kd.store.index import read_known, shard_name
 from distributed_kd.teacher.replica import SHARDS, Replica
 from distributed_kd.teacher.schedule import MOST_LOSSES
 
@@ -37,12 +42,16 @@ class Event:
 class Fleet:
     """Starts replicas where the cluster has room, gives them shards and tells what comes back."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, cluster: RayCluster) -> None:
         self._recipe = recipe
+        self._cluster = cluster
+        self._store = Store(recipe.workdir).child(FOLDER)
+        self._uses_gpus = self._decide_device()
         self._handles: dict[str, Any] = {}
-        self._tasks: dict[Any, tuple[str, int]] = {}  # what is in work: its reference to replica and shard
-        self._held: dict[str, int] = {}  # a loaded replica to how many shards it has
-        self._loading: dict[Any, str] = {}
+        self._placed: dict[Any, str] = {}  # the first answer of a replica that has been given a place, if it has
+        self._preparing: dict[Any, str] = {}  # loading, or making the code tables
+        self._held: dict[str, int] = {}  # how many shards each of the others has
+        self._tasks: dict[Any, tuple[str, int, str]] = {}  # what is in work: replica, shard, the cache's fingerprint
         self._seen: dict[str, tuple[int, float]] = {}  # a working replica's progress, and since when it is that
         self._started = 0
         self._watched = time.monotonic()
@@ -61,148 +70,185 @@ class Fleet:
         most = SHARDS if waiting >= self.size else 1
         return sorted((name for name, held in self._held.items() if held < most), key=self._held.__getitem__)
 
+    def _decide_device(self) -> bool:
+        """Whether replicas ask for GPUs: once for a capture, so that nodes that join later do not mix two devices'
+        last bits in one cache."""
+        asked = self._recipe.capture.device
+        has_gpus = any(own.get("GPU", 0) >= 1 for own in self._cluster.nodes)
+        if asked == "gpu" and not has_gpus:
+            console.say(
+                "cache: the cluster has no GPU now; replicas wait for nodes that have some (capture.device: gpu)"
+            )
+        return has_gpus if asked == "auto" else asked == "gpu"
+
     def fit(self, work: int) -> None:
         """Starts replicas, as there is work for: as many as are asked for, or as the cluster has places for now.
 
         Those that have no place wait for one, without a shard; a cluster that scales itself sees that they do.
         """
-        places, resources = self._places()
+        places, options = self.places()
         wanted = self._recipe.capture.replicas
         if isinstance(wanted, int) and wanted > places and not self._started:
             console.say(f"cache: {wanted} replicas are asked for and {places} fit the cluster now; the others wait")
         count = min(max(1, work), wanted if isinstance(wanted, int) else max(1, places))
         for _ in range(count - len(self._handles)):
-            self._start(resources)
+            self._start(options)
 
-    def _places(self) -> tuple[int, dict[str, Any]]:
-        """How many replicas the cluster can hold, and what each asks of Ray: a GPU if there are any, else processors.
+    def places(self) -> tuple[int, dict[str, Any]]:
+        """How many replicas the cluster can hold, and what each asks of Ray: a GPU, or processors and to see no GPU.
 
         The number of threads is the recipe's and not a share of the machine: sums over other numbers of threads differ
         in their last bits, and a shard's bytes must not depend on how many replicas there were.
         """
-        whole = ray.cluster_resources()
-        gpus, processors = int(whole.get("GPU", 0)), int(whole.get("CPU", 1))
-        devices = self._recipe.teachers[0].devices_per_replica
-        threads = devices * min(self._recipe.capture.threads, max(1, processors))
-        if gpus:
-            return gpus // devices, {"num_gpus": devices, "num_cpus": devices}
-        return processors // threads, {"num_cpus": min(threads, processors)}
+        nodes, devices = self._cluster.nodes, self._recipe.teachers[0].devices_per_replica
+        if self._uses_gpus:  # all devices of a replica are on one node
+            gpus = sum(int(own.get("GPU", 0)) // devices for own in nodes)
+            return gpus, {"num_gpus": devices, "num_cpus": devices}
+        processors = [int(own.get("CPU", 0)) for own in nodes]
+        threads = max(1, min(devices * self._recipe.capture.threads, max(processors)))
+        hidden = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}  # Ray hides none from those that ask for none
+        return sum(own // threads for own in processors), {"num_cpus": threads, "runtime_env": hidden}
 
-    def _start(self, resources: dict[str, Any]) -> None:
+    def _start(self, options: dict[str, Any]) -> None:
         remote: Any = ray.remote  # typed for functions
-        actor = remote(**resources, max_restarts=0, concurrency_groups={"watch": 1, "shards": SHARDS})(Replica)
+        actor = remote(**options, max_restarts=0, concurrency_groups={"watch": 1, "shards": SHARDS})(Replica)
         name = f"replica {self._started}"
         self._started += 1
         self._handles[name] = actor.remote(self._recipe)
-        self._loading[self._handles[name].load.remote()] = name
+        self._placed[self._ask_progress(name)] = name
+        self._preparing[self._handles[name].load.remote()] = name
+
+    def _ask_progress(self, replica: str) -> Any:
+        return self._handles[replica].progress.options(concurrency_group="watch").remote()
 
     def make_tables(self, train_shards: list[int], known: Any) -> Any:
         """The codec's code tables, by the first replica that is there; by another one where that is lost.
 
         An error is raised as it is, `WorkError` where one replica after the other is lost.
         """
-        for _ in range(MOST_LOSSES):
-            lost: list[Event] = []
-            while not self._held and not lost:
-                lost = self.wait(1.0)
-            if self._held:
-                replica = next(iter(self._held))
-                try:
-                    return ray.get(self._handles[replica].make_tables.remote(train_shards, known))
-                except ray.exceptions.RayActorError as error:
-                    self._forget(replica)
-                    lost = [Event(replica, "lost", _line(error))]
-            for event in lost:
+        reference, losses = None, 0
+        while losses < MOST_LOSSES:
+            if reference is None and self._held:
+                replica, _ = self._held.popitem()
+                reference = self._handles[replica].make_tables.remote(train_shards, known)
+                self._preparing[reference] = replica
+                self._seen[replica] = (-1, time.monotonic())
+            for event in self.wait(1.0):
                 console.say(f"cache: {event.replica} was lost: {event.value}")
-            self.fit(len(train_shards))
+                losses += 1
+                self.fit(len(train_shards))
+            if reference is not None and reference not in self._preparing:
+                try:
+                    return ray.get(reference)
+                except ray.exceptions.RayActorError:
+                    reference = None  # lost, as just said
         raise WorkError(f"{MOST_LOSSES} replicas were lost before they had made the code tables; mend the cause")
 
     def give(self, replica: str, shard: int, manifest: CacheManifest) -> None:
         self._held[replica] += 1
         self._seen.setdefault(replica, (-1, time.monotonic()))
         capture = self._handles[replica].capture.options(concurrency_group="shards")
-        self._tasks[capture.remote(shard, manifest)] = (replica, shard)
+        self._tasks[capture.remote(shard, manifest)] = (replica, shard, manifest.fingerprint)
 
     def wait(self, seconds: float) -> list[Event]:
         """What came back, waiting for the first at most so long; replicas that have loaded get room meanwhile.
 
-        What a replica has finished comes before its loss. Raises the error of a replica that cannot load its teacher:
-        it would be the same for all.
+        Raises the error of a replica that cannot load its teacher: it would be the same for all; `WorkError` where the
+        cluster is gone.
         """
-        references = [*self._tasks, *self._loading]
+        self._cluster.check()
+        references = [*self._tasks, *self._preparing, *self._placed]
         if not references:
             time.sleep(seconds)
             return []
-        ray.wait(references, num_returns=1, timeout=seconds)
-        ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
-        found, gone = [], {}
-        for reference in ready:
-            try:
-                value = ray.get(reference)
-            except ray.exceptions.RayTaskError as error:
-                found += self._raised(reference, error.cause)
-            except ray.exceptions.RayError as error:
-                replica = self._loading.get(reference) or self._tasks[reference][0]
-                gone[replica] = _line(error)
-            else:
-                found += self._returned(reference, value)
-        for replica, reason in gone.items():
-            self._forget(replica)
-            found.append(Event(replica, "lost", reason))
-        return found + self._stalled()
+        ready, _ = ray.wait(references, num_returns=1, timeout=seconds)
+        if ready:
+            ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
+        return [event for reference in ready for event in self._events(reference)] + self._stalled()
 
-    def _returned(self, reference: Any, value: Any) -> list[Event]:
-        loaded = self._loading.pop(reference, None)
-        if loaded:
-            self._held[loaded] = 0
+    def _events(self, reference: Any) -> list[Event]:
+        if reference in self._placed:
+            # From here on it can hang; before, it may wait for a place as long as it takes.
+            self._seen.setdefault(self._placed.pop(reference), (-1, time.monotonic()))
             return []
-        replica, shard = self._finished(reference)
-        return [Event(replica, "done", value, shard)]
-
-    def _raised(self, reference: Any, cause: BaseException) -> list[Event]:
-        if reference in self._loading:
-            raise cause if isinstance(cause, DkdError) else WorkError(_line(cause)) from None
-        replica, shard = self._finished(reference)
-        return [Event(replica, "failed", _line(cause), shard)]
-
-    def _finished(self, reference: Any) -> tuple[str, int]:
-        replica, shard = self._tasks.pop(reference)
+        if reference in self._preparing:
+            return self._prepared(reference)
+        if reference not in self._tasks:
+            return []  # of a replica that was lost a moment ago
+        replica, shard, _ = self._tasks[reference]
+        try:
+            event = Event(replica, "done", ray.get(reference), shard)
+        except ray.exceptions.RayTaskError as error:
+            event = Event(replica, "failed", _line(error.cause), shard)
+        except ray.exceptions.RayError as error:
+            return self._lose(replica, _line(error))
+        del self._tasks[reference]
         self._held[replica] -= 1
-        self._seen[replica] = (-1, time.monotonic())
-        return replica, shard
+        if self._held[replica]:
+            self._seen[replica] = (-1, time.monotonic())
+        else:
+            self._seen.pop(replica, None)
+        return [event]
 
-    def _forget(self, replica: str) -> None:
-        """The replica and all that is known of it, other references of its included."""
-        del self._handles[replica]
-        self._held.pop(replica, None)
+    def _prepared(self, reference: Any) -> list[Event]:
+        replica = self._preparing[reference]
+        try:
+            ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, DkdError) else WorkError(_line(error.cause)) from None
+        except ray.exceptions.RayError as error:
+            return self._lose(replica, _line(error))
+        del self._preparing[reference]
         self._seen.pop(replica, None)
-        self._tasks = {reference: own for reference, own in self._tasks.items() if own[0] != replica}
-        self._loading = {reference: own for reference, own in self._loading.items() if own != replica}
+        self._held[replica] = 0
+        return []
+
+    def _lose(self, replica: str, why: str) -> list[Event]:
+        """Ends the replica, which may only be out of reach; what it had finished by then is not done again."""
+        ray.kill(self._handles.pop(replica))
+        self._seen.pop(replica, None)
+        self._held.pop(replica, None)
+        for references in (self._placed, self._preparing):
+            for reference in [reference for reference, own in references.items() if own == replica]:
+                del references[reference]
+        had = {reference: own for reference, own in self._tasks.items() if own[0] == replica}
+        done = []
+        for reference, (_, shard, fingerprint) in had.items():
+            del self._tasks[reference]
+            receipt = self._finished(shard, fingerprint)
+            if receipt is not None:
+                done.append(Event(replica, "done", receipt, shard))
+        return [*done, Event(replica, "lost", why)]
+
+    def _finished(self, shard: int, fingerprint: str) -> Receipt | None:
+        """The receipt of a shard that is in the store as it says; a repair begins with some that are not."""
+        try:
+            receipt = Receipt.find(self._store, fingerprint, shard)
+            if receipt is not None:
+                read_known(self._store, shard_name(shard), receipt.entry, "it is done again")
+        except (RequestError, OSError):  # a store that cannot be read now: the shard is done again
+            return None
+        return receipt
 
     def _stalled(self) -> list[Event]:
-        """Replicas in which no position has passed the teacher for too long: they are ended, and lost."""
+        """Replicas that make no progress for too long, in loading or in work: they are ended, and lost."""
         limit = 60.0 * self._recipe.capture.stall_minutes
         if time.monotonic() - self._watched < limit / 4:
             return []
-        working = [replica for replica, held in self._held.items() if held]
-        asked = {
-            self._handles[replica].progress.options(concurrency_group="watch").remote(): replica for replica in working
-        }
+        working = list(self._seen)
+        asked = {self._ask_progress(replica): replica for replica in working}
         ready, _ = ray.wait(list(asked), num_returns=max(1, len(asked)), timeout=_ANSWER_SECONDS) if asked else ([], [])
         now = self._watched = time.monotonic()
         for reference in ready:
             try:
-                positions = ray.get(reference)
+                progress = ray.get(reference)
             except ray.exceptions.RayError:
-                continue  # its shard's reference tells
-            if positions != self._seen[asked[reference]][0]:
-                self._seen[asked[reference]] = (positions, now)
-        return [self._end(replica) for replica in working if now - self._seen[replica][1] > limit]
-
-    def _end(self, replica: str) -> Event:
-        ray.kill(self._handles[replica])
-        self._forget(replica)
-        return Event(replica, "lost", f"no progress for {self._recipe.capture.stall_minutes:g} minutes")
+                continue  # its work's reference tells
+            if progress != self._seen[asked[reference]][0]:
+                self._seen[asked[reference]] = (progress, now)
+        late = [replica for replica in working if now - self._seen[replica][1] > limit]
+        why = f"no progress for {self._recipe.capture.stall_minutes:g} minutes"
+        return [event for replica in late for event in self._lose(replica, why)]
 
     def peak_memory_bytes(self) -> int:
         """The largest of the replicas'; 0 where none answers."""

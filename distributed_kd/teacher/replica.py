@@ -7,6 +7,7 @@ in memory is two shards, whatever happens.
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -41,10 +42,13 @@ class Replica:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.store = Store(recipe.workdir).child(FOLDER)
-        self.sequences = Sequences.of(recipe)
         self.tables: bytes | None = None
         # One thread for all that touches the accelerator: in order, and with one setting of torch.
         self.accelerator = ThreadPoolExecutor(1, thread_name_prefix="accelerator")
+
+    @cached_property
+    def sequences(self) -> Sequences:
+        return Sequences.of(self.recipe)
 
     @cached_property
     def teacher(self) -> TeacherForward:
@@ -56,13 +60,21 @@ class Replica:
         return TeacherForward(self.recipe.teachers[0], self.recipe.targets, self.recipe.capture)
 
     def load(self) -> None:
-        """Loads the teacher. Raises `RequestError` for one that does not fit."""
+        """Loads the teacher. Raises `RequestError` for one that does not fit.
+
+        All that can hang is done here and not in `__init__`, so that `progress` answers meanwhile.
+        """
+        assert self.sequences
         assert self.accelerator.submit(lambda: self.teacher).result()
 
     def progress(self) -> int:
-        """Positions that the teacher has gone through since it was loaded."""
+        """A number that changes while there is progress.
+
+        Positions that the teacher has gone through since it was loaded; before, MiB (below 0) that this process holds,
+        has read and has written: a teacher that is on its way from a disk or a network moves one of them.
+        """
         loaded = self.__dict__.get("teacher")  # a cached property: asked for, it would be loaded here as well
-        return 0 if loaded is None else loaded.positions
+        return -_mebibytes_moved() if loaded is None else loaded.positions
 
     def make_tables(self, train_shards: list[int], known: IndexReference | None) -> IndexReference:
         """Writes the code tables of the recipe's codec, made from a sample of the training sequences.
@@ -108,3 +120,11 @@ class Replica:
 
     def peak_memory_bytes(self) -> int:
         return peak_memory_bytes()
+
+
+def _mebibytes_moved() -> int:
+    """Of memory this process holds, and of bytes that it has read and written."""
+    with open("/proc/self/statm") as held, open("/proc/self/io") as moved:
+        pages = int(held.read().split()[1])
+        read_and_written = [int(line.split()[1]) for line in moved][:2]  # "rchar: ...", "wchar: ..."
+    return (pages * os.sysconf("SC_PAGE_SIZE") + sum(read_and_written)) >> 20

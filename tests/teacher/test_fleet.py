@@ -6,10 +6,8 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import pytest
 from distributed_kd.errors import WorkError
 from distributed_kd.recipe import parse
 from tests.commands import ROOT, dkd, said, write_recipe
+from tests.disturbed import add_finished, files_of, receipts_of, replicas, start_driver, until, writes_of
 
 pytestmark = pytest.mark.slow
 SEED = 20261124
@@ -46,45 +45,6 @@ def many_shards(toy_recipe: dict[str, Any]) -> dict[str, Any]:
     return toy_recipe
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((folder / "shards").iterdir())}
-
-
-def inodes_of(folder: Path) -> dict[str, int]:
-    """Of the shards that have a receipt: a shard that is written again gets another one."""
-    return {
-        path.stem: (folder / "shards" / f"{path.stem}.arrow").stat().st_ino
-        for path in (folder / "receipts").glob("*.json")
-    }
-
-
-def until(condition: Callable[[], Any], what: str, seconds: float = 200.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while True:
-        found = condition()
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"{what} did not come"
-        time.sleep(0.05)
-
-
-def replicas() -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if process.info["cmdline"] and process.info["cmdline"][0].startswith("ray::Replica")
-    ]
-
-
-def start_driver(recipe: Path) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    environment.pop("DKD_QUIET", None)
-    return subprocess.Popen(
-        [sys.executable, "-m", "distributed_kd.cli", "cache", recipe], env=environment, text=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
 def test_replicas_nodes_and_drivers_are_killed_and_nothing_is_lost_or_done_twice(
     cluster: Any, many_shards: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -102,15 +62,15 @@ def test_replicas_nodes_and_drivers_are_killed_and_nothing_is_lost_or_done_twice
 
     driver = start_driver(recipe)
     cache = work / "cache"
-    finished: dict[str, int] = {}
+    finished: dict[str, tuple[int, int]] = {}
     for what in ("replica", "joins", "node", "driver", "replica"):
         wanted = len(finished) + drawn.randrange(1, 9)
-        until(lambda wanted=wanted: len(list((cache / "receipts").glob("*.json"))) >= wanted, "receipts")
+        until(lambda wanted=wanted: receipts_of(cache) >= wanted, "receipts")
         held = replicas()
         for process in held:  # so that the machine's speed does not decide what is disturbed
             process.suspend()
         assert driver.poll() is None, f"finished before {what}: {driver.communicate()[1]}"
-        finished |= inodes_of(cache)
+        add_finished(finished, cache)
         if what == "replica":
             drawn.choice(held).kill()
         elif what == "joins":
@@ -129,8 +89,7 @@ def test_replicas_nodes_and_drivers_are_killed_and_nothing_is_lost_or_done_twice
     assert driver.returncode == 0, errors
     assert "was lost" in errors
     assert files_of(cache) == undisturbed
-    now = inodes_of(cache)
-    assert {shard: now[shard] for shard in finished} == finished, "a finished shard was computed again"
+    add_finished(finished, cache)
     assert dkd("verify", cache).returncode == 0
 
 
@@ -146,7 +105,7 @@ def test_a_second_driver_is_refused_and_sigterm_ends_the_first_well(
     done = dkd("cache", recipe)
     assert done.returncode == 2
     assert f"is in work by process {driver.pid} on " in said(done)
-    until(lambda: len(list((cache / "receipts").glob("*.json"))) > 2, "receipts")
+    until(lambda: receipts_of(cache) > 2, "receipts")
     driver.send_signal(signal.SIGTERM)
     begun = time.monotonic()
     errors = driver.communicate(timeout=60)[1]
@@ -154,10 +113,9 @@ def test_a_second_driver_is_refused_and_sigterm_ends_the_first_well(
     assert time.monotonic() - begun < 25.0
     assert "stopped by SIGTERM; resume with the same command" in errors
     assert not (cache / "lease.json").exists()
-    finished = inodes_of(cache)
+    finished = writes_of(cache)
     assert dkd("cache", recipe).returncode == 0
-    now = inodes_of(cache)
-    assert {shard: now[shard] for shard in finished} == finished
+    add_finished(finished, cache)
 
 
 def test_a_replica_that_hangs_is_replaced(
@@ -177,7 +135,7 @@ def test_a_replica_that_hangs_is_replaced(
     cache = Path(recipe.workdir) / "cache"
 
     def stop() -> None:
-        until(lambda: len(list((cache / "receipts").glob("*.json"))) > 2, "receipts")
+        until(lambda: receipts_of(cache) > 2, "receipts")
         for process in replicas():
             process.suspend()
 
@@ -186,6 +144,52 @@ def test_a_replica_that_hangs_is_replaced(
     assert stage.capture(recipe).index is not None
     stopper.join()
     assert [line for line in lines if "was lost with shard" in line and "no progress for 0.2 minutes" in line]
+
+
+def test_a_replica_that_hangs_while_it_loads_is_replaced(
+    ray_cluster: Any, many_shards: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped once it has torch in memory, which loading begins with."""
+    from threading import Thread
+
+    from distributed_kd.corpus.prepare import prepare
+    from distributed_kd.teacher import capture as stage
+
+    lines: list[str] = []
+    monkeypatch.setattr(stage.console, "say", lines.append)
+    many_shards["capture"] |= {"replicas": 1, "stall_minutes": 0.2}
+    recipe = parse(many_shards)
+    prepare(recipe)
+
+    def stop() -> None:
+        until(lambda: [p for p in replicas() if any("libtorch" in m.path for m in p.memory_maps())], "torch")
+        for process in replicas():
+            process.suspend()
+
+    stopper = Thread(target=stop)
+    stopper.start()
+    assert stage.capture(recipe).index is not None
+    stopper.join()
+    assert "cache: replica 0 was lost: no progress for 0.2 minutes" in lines
+
+
+def test_replicas_that_are_to_use_gpus_wait_for_a_node_that_has_some(
+    cluster: Any, toy_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    """A GPU in Ray's books alone: its replica computes on the processor, which is the only one with a place."""
+    toy_recipe["capture"] |= {"address": cluster.address, "replicas": "auto", "device": "gpu"}
+    recipe = write_recipe(tmp_path, toy_recipe)
+    cache = Path(toy_recipe["workdir"]) / "cache"
+    assert dkd("prepare", recipe).returncode == 0
+    driver = start_driver(recipe)
+    until(lambda: (cache / "lease.json").exists(), "a lease")
+    time.sleep(8.0)  # longer than a replica takes to begin on the processors that are there
+    assert driver.poll() is None
+    assert not replicas()
+    cluster.add_node(num_cpus=1, num_gpus=1)
+    errors = driver.communicate(timeout=200)[1]
+    assert driver.returncode == 0, errors
+    assert "the cluster has no GPU now; replicas wait for one" in errors
 
 
 def test_a_shard_that_cannot_be_done_is_set_aside_by_name_and_the_others_are_written(

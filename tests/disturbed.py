@@ -1,0 +1,70 @@
+"""What the tests that disturb a capture share: what it has written, who works on it, and waiting for it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.commands import ROOT
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "shards").iterdir())}
+
+
+def writes_of(folder: Path) -> dict[str, tuple[int, int]]:
+    """Of the shards that have a receipt, the file and when it was written: one that is written again has other ones."""
+    found = {}
+    for path in (folder / "receipts").glob("*.json"):
+        status = (folder / "shards" / f"{path.stem}.arrow").stat()
+        found[path.stem] = (status.st_ino, status.st_mtime_ns)
+    return found
+
+
+def add_finished(finished: dict[str, tuple[int, int]], folder: Path) -> None:
+    """Adds the shards that are finished now; those that were before must be the files that they were."""
+    now = writes_of(folder)
+    again = {shard for shard, write in finished.items() if now.get(shard) != write}
+    assert not again, f"finished shards were computed again: {sorted(again)}"
+    finished |= now
+
+
+def receipts_of(folder: Path) -> int:
+    return len(list((folder / "receipts").glob("*.json")))
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = 200.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while True:
+        found = condition()
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"{what} did not come"
+        time.sleep(0.05)
+
+
+def replicas() -> list[psutil.Process]:
+    """Of the clusters that this process started."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if " ".join(process.cmdline()).startswith("ray::Replica"):
+                found.append(process)
+    return found
+
+
+def start_driver(recipe: Path) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    environment.pop("DKD_QUIET", None)
+    return subprocess.Popen(
+        [sys.executable, "-m", "distributed_kd.cli", "cache", recipe], env=environment, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
