@@ -17,9 +17,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from distributed_kd import console
 from distributed_kd.cache import codecs
 from distributed_kd.cache.manifest import FOLDER, CacheManifest, Receipt, made_from_of, refuse_merged
+from distributed_kd.cache.receipts import Receipts
 from distributed_kd.cache.writer import commit
 from distributed_kd.corpus.sequences import Sequences
 from distributed_kd.errors import RequestError, Stopped, WorkError
@@ -30,7 +33,6 @@ from distributed_kd.models.tokenizer import load_tokenizer, tokenizer_sha256
 from distributed_kd.recipe import Recipe, dump
 from distributed_kd.store.digest import fingerprint
 from distributed_kd.store.filesystem import Store
-from distributed_kd.store.index import ShardEntry, ShardIndex
 from distributed_kd.store.lease import lease
 from distributed_kd.store.manifest import Run, peak_memory_bytes, refuse_other
 from distributed_kd.teacher.schedule import Schedule
@@ -67,17 +69,20 @@ def capture(recipe: Recipe) -> CacheManifest:
         manifest = _new_manifest(recipe, sequences, made_from, len(entries))
         store.check_writable()
         _refuse_full_disk(store, recipe, manifest.k, int(entries.positions.sum()))
+    positions = entries.positions.copy()
+    del sequences, entries  # their digests are 100 bytes a shard, and no longer needed
     with lease(store, "dkd cache"):
         if found is None:
             store.put("recipe.yaml", dump(recipe).encode())
-        receipts = Receipt.read_all(store, manifest.fingerprint)
-        missing = [entry for entry in entries if entry.shard not in receipts]
-        if len(missing) < len(entries):
-            console.say(f"cache: {len(receipts)} of {len(entries)} shards are there already; going on")
+        receipts = Receipts.read_all(store, manifest.fingerprint, manifest.shards)
+        receipts.fold(store)
+        missing = receipts.missing
+        if receipts:
+            console.say(f"cache: {len(receipts)} of {manifest.shards} shards are there already; going on")
         peak = peak_memory_bytes()
         needs_tables = manifest.tables is None and codecs.find(manifest.codec).build_tables is not None
-        if missing or needs_tables:
-            manifest, peak = compute(recipe, manifest, entries, missing, receipts, make_tables=needs_tables)
+        if missing.size or needs_tables:
+            manifest, peak = compute(recipe, manifest, positions, missing, receipts, make_tables=needs_tables)
         Run(time.monotonic() - begun, peak).put(store)
         return commit(store, manifest, receipts)
 
@@ -136,13 +141,13 @@ def _refuse_full_disk(store: Store, recipe: Recipe, k: int, positions: int) -> N
 def compute(
     recipe: Recipe,
     manifest: CacheManifest,
-    entries: ShardIndex,
-    missing: list[ShardEntry],
-    receipts: dict[int, Receipt],
+    positions: np.ndarray,
+    missing: np.ndarray,
+    receipts: Receipts,
     *,
     make_tables: bool,
 ) -> tuple[CacheManifest, int]:
-    """Captures the missing shards out of all training `entries`, adding to `receipts`.
+    """Captures the missing shards, by number, adding to `receipts`; `positions` are those of every training shard.
 
     make_tables: make the codec's code tables first; those that the manifest names already, if it does. A manifest that
     is not yet in the store is written before the first shard. Returns the manifest with its code tables, and the
@@ -156,21 +161,22 @@ def compute(
         fleet.fit(len(missing))
         if make_tables:
             console.say(f"cache: making the code tables of {manifest.codec} from a sample")
-            tables = fleet.make_tables([entry.shard for entry in entries], manifest.tables)
+            tables = fleet.make_tables(list(range(manifest.shards)), manifest.tables)
             manifest = manifest.model_copy(update={"tables": tables})
         store = Store(recipe.workdir).child(FOLDER)
         if CacheManifest.read(store) != manifest:
             manifest.put(store)
-        schedule = Schedule(entry.shard for entry in missing)
-        positions, written, begun = 0, 0, time.monotonic()
-        with console.progress("cache", sum(entry.positions for entry in missing)) as advance:
+        schedule = Schedule(missing.tolist())
+        done, written, begun = 0, 0, time.monotonic()
+        with console.progress("cache", int(positions[missing].sum())) as advance:
             for receipt in run(fleet, schedule, manifest):
                 receipts[receipt.entry.shard] = receipt
-                positions += receipt.entry.positions
+                receipts.fold(store)
+                done += receipt.entry.positions
                 written += receipt.entry.bytes
-                rate = positions / (time.monotonic() - begun)
-                note = f"{rate:,.0f} positions/s, {written / positions:.0f} bytes a position, {fleet.size} replicas"
-                advance(positions, note + (f", {schedule.failures} failures" if schedule.failures else ""))
+                rate = done / (time.monotonic() - begun)
+                note = f"{rate:,.0f} positions/s, {written / done:.0f} bytes a position, {fleet.size} replicas"
+                advance(done, note + (f", {schedule.failures} failures" if schedule.failures else ""))
         if schedule.set_aside:
             lines = "; ".join(f"shard {shard}: {why}" for shard, why in sorted(schedule.set_aside.items())[:5])
             raise WorkError(
