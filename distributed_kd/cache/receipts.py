@@ -30,7 +30,7 @@ from distributed_kd.store.many import delete_many, read_many
 GROUP = 1000
 _IS_GROUP = re.compile(r"\d{8}-\d{8}\.jsonl")
 _ENTRY_NUMBERS = ("rows", "positions", "bytes")
-_AT_A_TIME = 4096  # numbers made Python's at once
+_AT_A_TIME = 4096  # receipts that a copy in another form is made of at once
 _HEX = np.frombuffer(bytes(range(256)).hex().encode(), np.uint16)  # a byte's two digits
 
 
@@ -129,7 +129,9 @@ class Receipts(MutableMapping[int, Receipt]):
         there = np.flatnonzero(self._is_there)
         rows, positions, size = (column[there].astype(np.int64) for column in self._numbers[: len(_ENTRY_NUMBERS)])
         digits = np.empty((len(there), 32), np.uint16)
-        np.take(_HEX, self._sha256[there], out=digits)
+        for begin in range(0, len(there), _AT_A_TIME):  # numpy makes eight bytes of each to look it up
+            own = slice(begin, begin + _AT_A_TIME)
+            digits[own] = _HEX[self._sha256[there[own]]]
         offsets = np.arange(0, 64 * len(there) + 1, 64, dtype=np.int32)
         sha256 = pa.StringArray.from_buffers(len(there), pa.py_buffer(offsets), pa.py_buffer(digits))
         return ShardIndex(there, rows, positions, size, sha256)
