@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,7 @@ from distributed_kd.cache import receipts as module
 from distributed_kd.cache.manifest import PARTS, ErrorBound, Receipt
 from distributed_kd.cache.receipts import Receipts
 from distributed_kd.errors import RequestError
+from distributed_kd.recipe import Recipe, parse
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import LIMITS, ShardEntry, ShardIndex
 from tests.store.killing import kills, steps_of
@@ -230,3 +233,55 @@ def test_in_a_bucket(bucket: dict[str, str], monkeypatch: pytest.MonkeyPatch) ->
     receipts.fold(store)
     assert store.list("receipts") == [GROUPS[0], *(f"0000000{number}.json" for number in (3, 4, 5, 7))]
     assert Receipts.read_good(store, KEY, SHARDS) == receipts
+
+
+@pytest.mark.slow
+def test_a_capture_that_folds_is_the_same_cache_and_is_resumed_and_repaired(
+    ray_cluster: Any, toy_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distributed_kd.corpus.prepare import prepare
+    from distributed_kd.teacher.capture import capture
+    from distributed_kd.teacher.repair import repair
+
+    toy_recipe["corpus"]["shard_sequences"] = 4
+
+    def cache_of(name: str) -> tuple[Recipe, Path]:
+        recipe = parse({**toy_recipe, "workdir": str(tmp_path / name)})
+        prepare(recipe)
+        return recipe, tmp_path / name / "cache"
+
+    def content(folder: Path) -> dict[str, bytes]:
+        files = [folder / "manifest.json", folder / "index.arrow", *sorted((folder / "shards").iterdir())]
+        return {path.name: path.read_bytes() for path in files}
+
+    folded, folder = cache_of("folded")
+    shards = capture(folded).shards
+    groups = [f"{first:08d}-{first + 2:08d}.jsonl" for first in range(0, shards // 3 * 3, 3)]
+    singles = [f"{number:08d}.json" for number in range(shards // 3 * 3, shards)]
+    assert len(groups) > 3
+    assert sorted(path.name for path in (folder / "receipts").iterdir()) == sorted(groups + singles)
+    undisturbed = content(folder)
+
+    # Unfinished again, and what a whole group says lost with its shards: those alone are done again.
+    unfinished = json.loads(undisturbed["manifest.json"])
+    del unfinished["sha256"]
+    (folder / "manifest.json").write_text(json.dumps(unfinished | {"index": None}))
+    (folder / "index.arrow").unlink()
+    (folder / "receipts" / groups[1]).unlink()
+    times = {path.name: path.stat().st_mtime_ns for path in (folder / "shards").iterdir()}
+    assert capture(folded).index is not None
+    assert content(folder) == undisturbed
+    again = [path.name for path in (folder / "shards").iterdir() if path.stat().st_mtime_ns != times[path.name]]
+    assert sorted(again) == ["00000003.arrow", "00000004.arrow", "00000005.arrow"]
+    assert sorted(path.name for path in (folder / "receipts").iterdir()) == sorted(groups + singles)
+
+    (folder / "shards" / "00000001.arrow").write_bytes(b"damaged")
+    (folder / "index.arrow").unlink()
+    assert repair(folded).shards == [1]
+    assert content(folder) == undisturbed
+
+    monkeypatch.setattr(module, "GROUP", 1000)
+    single, other = cache_of("single")
+    capture(single)
+    assert len(list((other / "receipts").iterdir())) == shards
+    assert content(other) == undisturbed
