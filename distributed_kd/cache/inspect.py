@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from distributed_kd.cache.manifest import CacheManifest, Receipt, read_entries, totals
+from distributed_kd.cache.manifest import CacheManifest, read_entries
+from distributed_kd.cache.receipts import Receipts
 from distributed_kd.errors import RequestError
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import ShardIndex
@@ -29,9 +30,9 @@ def inspect(uri: str) -> dict[str, Any]:
         entries = read_entries(store, manifest)
         parts, kept_mass = manifest.bytes_by_part, manifest.mean_kept_mass
     else:
-        receipts = list(Receipt.read_all(store, manifest.fingerprint).values())
-        entries = ShardIndex.of(receipt.entry for receipt in receipts)
-        parts, kept_mass = totals(receipts)
+        receipts = Receipts.read_all(store, manifest.fingerprint, manifest.shards)
+        entries = receipts.entries
+        parts, kept_mass = receipts.bytes_by_part, receipts.mean_kept_mass
     if manifest.tables is not None:
         parts = (parts or {}) | {"tables": manifest.tables.bytes}
     positions = int(entries.positions.sum())

@@ -1,4 +1,4 @@
-"""The cache's manifest, and the receipts from which it is committed.
+"""The cache's manifest, and the receipt of a shard; it is committed from all of them (`receipts.py`).
 
 A capture writes the manifest first, without an index (`index: null` means unfinished), then shards, each followed
 by its receipt; the driver commits by writing the index and the manifest that names it. A receipt without its
@@ -19,6 +19,7 @@ from distributed_kd.recipe import Recipe
 from distributed_kd.store.digest import seal, sha256, unseal
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import (
+    LIMITS,
     MAXIMUM_SHARDS,
     SHARDS,
     IndexReference,
@@ -160,59 +161,36 @@ class Receipt:
     error_bound: ErrorBound | None = None
 
     def put(self, store: Store) -> None:
-        store.put(_receipt_name(self.entry.shard), json.dumps(seal(asdict(self))).encode())
+        store.put(receipt_name(self.entry.shard), self.to_bytes())
 
-    @staticmethod
-    def read_all(store: Store, fingerprint: str) -> dict[int, Receipt]:
-        """The receipts of this fingerprint by shard number. Raises `RequestError` for a file that is none."""
-        receipts = {}
-        for name in store.list(RECEIPTS):
-            receipt = Receipt._read(store, f"{RECEIPTS}/{name}")
-            if receipt.fingerprint != fingerprint:
-                continue
-            check_entry(receipt.entry, f"{store.uri}/{RECEIPTS}/{name}")
-            if name != _receipt_name(receipt.entry.shard).removeprefix(f"{RECEIPTS}/"):
-                raise RequestError(
-                    f"{store.uri}/{RECEIPTS}/{name} is the receipt of shard {receipt.entry.shard}; delete it"
-                )
-            receipts[receipt.entry.shard] = receipt
-        return receipts
-
-    @staticmethod
-    def read_good(store: Store, fingerprint: str) -> dict[int, Receipt]:
-        """As `read_all`, but a file that is no receipt counts as not there: its shard is done again."""
-        receipts = {}
-        for name in store.list(RECEIPTS):
-            try:
-                receipt = Receipt._read(store, f"{RECEIPTS}/{name}")
-                check_entry(receipt.entry, name)
-            except RequestError:
-                continue
-            if receipt.fingerprint == fingerprint and f"{RECEIPTS}/{name}" == _receipt_name(receipt.entry.shard):
-                receipts[receipt.entry.shard] = receipt
-        return receipts
+    def to_bytes(self) -> bytes:
+        """One line, without its end."""
+        return json.dumps(seal(asdict(self))).encode()
 
     @staticmethod
     def find(store: Store, fingerprint: str, shard: int) -> Receipt | None:
         """The receipt of one shard; None where there is none, or a file that is no receipt of it."""
+        name = receipt_name(shard)
         try:
-            receipt = Receipt._read(store, _receipt_name(shard))
-            check_entry(receipt.entry, _receipt_name(shard))
+            receipt = Receipt.parse(store.read(name, at_most=MAXIMUM_RECEIPT_BYTES), f"{store.uri}/{name}")
+            check_entry(receipt.entry, name)
         except (FileNotFoundError, RequestError):
             return None
         return receipt if (receipt.fingerprint, receipt.entry.shard) == (fingerprint, shard) else None
 
     @staticmethod
-    def _read(store: Store, name: str) -> Receipt:
-        where = f"{store.uri}/{name}"
+    def parse(data: bytes, where: str) -> Receipt:
+        """The inverse of `to_bytes`, its entry yet to be checked. Raises `RequestError`, naming `where`."""
         try:
-            raw = json.loads(store.read(name, at_most=MAXIMUM_RECEIPT_BYTES))
+            raw = json.loads(data)
             known = Receipt.__dataclass_fields__.keys()
             is_whole = isinstance(raw, dict) and unseal(raw) and raw.keys() | {"error_bound"} == known
             receipt = _RECEIPT.validate_python(raw)
         except (ValueError, RecursionError) as error:
             raise RequestError(f"{where} is not a receipt; delete it, and its shard is done again") from error
-        if not is_whole or receipt.bytes_by_part.keys() != set(PARTS) or not math.isfinite(receipt.kept_mass):
+        parts = receipt.bytes_by_part
+        are_sizes = parts.keys() == set(PARTS) and all(0 <= size <= LIMITS["bytes"] for size in parts.values())
+        if not is_whole or not are_sizes or not math.isfinite(receipt.kept_mass):
             raise RequestError(f"{where} is not a receipt, or damaged; delete it, and its shard is done again")
         return receipt
 
@@ -220,13 +198,5 @@ class Receipt:
 _RECEIPT = TypeAdapter(Receipt)
 
 
-def totals(receipts: list[Receipt]) -> tuple[dict[str, int], float]:
-    """(bytes by part, mean kept mass) over receipts, the same whatever their order."""
-    receipts = sorted(receipts, key=lambda receipt: receipt.entry.shard)
-    parts = {part: sum(receipt.bytes_by_part[part] for receipt in receipts) for part in PARTS}
-    positions = sum(receipt.entry.positions for receipt in receipts)
-    return parts, sum(receipt.kept_mass for receipt in receipts) / max(1, positions)
-
-
-def _receipt_name(shard: int) -> str:
+def receipt_name(shard: int) -> str:
     return f"{RECEIPTS}/{shard:08d}.json"

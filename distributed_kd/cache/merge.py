@@ -23,6 +23,7 @@ from distributed_kd.cache.manifest import CacheManifest, ErrorBound, Merge, Rece
 from distributed_kd.cache.processes import processors, unordered
 from distributed_kd.cache.reader import LogitCache
 from distributed_kd.cache.reader import open as open_cache
+from distributed_kd.cache.receipts import Receipts
 from distributed_kd.cache.shard import Row
 from distributed_kd.cache.verify import check_shard, tables_of
 from distributed_kd.cache.writer import commit, put_rows
@@ -30,7 +31,7 @@ from distributed_kd.corpus.sequences import Sequence
 from distributed_kd.errors import RequestError
 from distributed_kd.store.digest import differences, fingerprint
 from distributed_kd.store.filesystem import Store
-from distributed_kd.store.index import ShardEntry, shard_name
+from distributed_kd.store.index import SHARDS, ShardEntry, shard_name
 from distributed_kd.store.manifest import Run, peak_memory_bytes
 
 _POSITIONS_A_PROCESS = 1 << 17  # a process takes seconds to start; this is what one merges meanwhile
@@ -72,7 +73,7 @@ def merge(
         return found
 
     receipts = _receipts(store, manifest)
-    missing = [shard for shard in range(manifest.shards) if shard not in receipts]
+    missing = receipts.missing.tolist()
     if receipts:
         console.say(f"merge: {len(receipts)} of {manifest.shards} shards are there already; going on")
     _merge_shards(members, store, manifest, missing, receipts, jobs)
@@ -160,14 +161,14 @@ def _new_manifest(members: list[LogitCache], weights: list[float], mean: str) ->
     )  # fmt: skip
 
 
-def _receipts(store: Store, manifest: CacheManifest) -> dict[int, Receipt]:
+def _receipts(store: Store, manifest: CacheManifest) -> Receipts:
     """Those of shards whose file is there, too."""
-    there = set(store.list("shards"))
-    return {
-        shard: receipt
-        for shard, receipt in Receipt.read_good(store, manifest.fingerprint).items()
-        if shard < manifest.shards and os.path.basename(shard_name(shard)) in there
-    }
+    there = set(store.list(SHARDS))
+    receipts = Receipts.read_good(store, manifest.fingerprint, manifest.shards)
+    for shard in receipts:
+        if os.path.basename(shard_name(shard)) not in there:
+            del receipts[shard]
+    return receipts
 
 
 def _merge_shards(
@@ -175,7 +176,7 @@ def _merge_shards(
     store: Store,
     manifest: CacheManifest,
     missing: list[int],
-    receipts: dict[int, Receipt],
+    receipts: Receipts,
     jobs: int | None,
 ) -> None:
     """Merges the missing shards, adding to `receipts`."""
@@ -262,9 +263,9 @@ def _same(one: Sequence, other: Sequence) -> bool:
     )
 
 
-def _error_bound(receipts: dict[int, Receipt]) -> ErrorBound | None:
+def _error_bound(receipts: Receipts) -> ErrorBound | None:
     """Over all positions, from the shards'; None where the merge has none."""
-    own = [receipts[shard] for shard in sorted(receipts)]
+    own = list(receipts.values())
     bounds = [receipt.error_bound for receipt in own if receipt.error_bound is not None]
     if len(bounds) < len(own) or not own:
         return None

@@ -18,9 +18,10 @@ from distributed_kd import console
 from distributed_kd.cache import codecs
 from distributed_kd.cache.codecs import tables as code_tables
 from distributed_kd.cache.inspect import missing_shards
-from distributed_kd.cache.manifest import TABLES_NAME, CacheManifest, Receipt, read_entries, read_tables
+from distributed_kd.cache.manifest import TABLES_NAME, CacheManifest, read_entries, read_tables
 from distributed_kd.cache.processes import processors, unordered
 from distributed_kd.cache.reader import read_rows
+from distributed_kd.cache.receipts import Receipts
 from distributed_kd.cache.shard import Row
 from distributed_kd.cache.soft_targets import NO_ID
 from distributed_kd.errors import RequestError
@@ -102,8 +103,7 @@ def listed_entries(store: Store, manifest: CacheManifest, bad: list[Bad]) -> Sha
             return read_entries(store, manifest)
         except RequestError as error:
             bad.append(Bad(-1, INDEX_NAME, str(error)))
-    receipts = Receipt.read_good(store, manifest.fingerprint)
-    return ShardIndex.of(receipt.entry for shard, receipt in receipts.items() if shard < manifest.shards)
+    return Receipts.read_good(store, manifest.fingerprint, manifest.shards).entries
 
 
 def check_shard(store: Store, manifest: CacheManifest, entry: ShardEntry, tables: bytes | None) -> list[Row]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from distributed_kd.cache import shard as shards
-from distributed_kd.cache.manifest import CacheManifest, ErrorBound, Receipt, remove_leftovers, totals
+from distributed_kd.cache.manifest import CacheManifest, ErrorBound, Receipt, remove_leftovers
+from distributed_kd.cache.receipts import Receipts
 from distributed_kd.cache.shard import Row
 from distributed_kd.store.digest import sha256
 from distributed_kd.store.filesystem import Store
@@ -33,18 +34,17 @@ def put_rows(
     return receipt
 
 
-def commit(store: Store, manifest: CacheManifest, receipts: dict[int, Receipt]) -> CacheManifest:
+def commit(store: Store, manifest: CacheManifest, receipts: Receipts) -> CacheManifest:
     """Writes the index of all shards from their receipts, then the manifest that names it: the cache is finished."""
     remove_leftovers(store)
     if manifest.index is not None:  # committed anew: unfinished in between, so that no manifest names another index
         manifest = manifest.model_copy(update={"index": None, "bytes_by_part": None, "mean_kept_mass": None})
         manifest.put(store)
-    parts, kept_mass = totals(list(receipts.values()))
     committed = manifest.model_copy(
         update={
-            "index": put_index(store, [receipt.entry for receipt in receipts.values()]),
-            "bytes_by_part": parts,
-            "mean_kept_mass": kept_mass,
+            "index": put_index(store, receipts.entries),
+            "bytes_by_part": receipts.bytes_by_part,
+            "mean_kept_mass": receipts.mean_kept_mass,
         }
     )
     committed.put(store)

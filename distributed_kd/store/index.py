@@ -114,7 +114,8 @@ def shard_name(shard: int) -> str:
 
 def put_index(store: Store, entries: Iterable[ShardEntry]) -> IndexReference:
     """Writes the index of these entries, in whatever order they come."""
-    data = table_bytes(pa.table(ShardIndex.of(entries).columns, schema=SCHEMA))
+    index = entries if isinstance(entries, ShardIndex) else ShardIndex.of(entries)
+    data = table_bytes(pa.table(index.columns, schema=SCHEMA))
     store.put(INDEX_NAME, data)
     return IndexReference(sha256(data), len(data))
 

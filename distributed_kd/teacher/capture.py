@@ -17,9 +17,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from distributed_kd import console
 from distributed_kd.cache import codecs
 from distributed_kd.cache.manifest import FOLDER, CacheManifest, Receipt, made_from_of, refuse_merged
+from distributed_kd.cache.receipts import Receipts
 from distributed_kd.cache.writer import commit
 from distributed_kd.corpus.sequences import Sequences
 from distributed_kd.errors import RequestError, Stopped, WorkError
@@ -30,7 +33,6 @@ from distributed_kd.models.tokenizer import load_tokenizer, tokenizer_sha256
 from distributed_kd.recipe import Recipe, dump
 from distributed_kd.store.digest import fingerprint
 from distributed_kd.store.filesystem import Store
-from distributed_kd.store.index import ShardEntry, ShardIndex
 from distributed_kd.store.lease import lease
 from distributed_kd.store.manifest import Run, peak_memory_bytes, refuse_other
 from distributed_kd.teacher.progress import Metrics, Progress
@@ -68,17 +70,20 @@ def capture(recipe: Recipe) -> CacheManifest:
         manifest = new_manifest(recipe, sequences, made_from, len(entries))
         store.check_writable()
         _refuse_full_disk(store, recipe, manifest.k, int(entries.positions.sum()))
+    positions = entries.positions.copy()
+    del sequences, entries  # their digests are 100 bytes a shard, and no longer needed
     with lease(store, "dkd cache"):
         if found is None:
             store.put("recipe.yaml", dump(recipe).encode())
-        receipts = Receipt.read_all(store, manifest.fingerprint)
-        missing = [entry for entry in entries if entry.shard not in receipts]
-        if len(missing) < len(entries):
-            console.say(f"cache: {len(receipts)} of {len(entries)} shards are there already; going on")
+        receipts = Receipts.read_all(store, manifest.fingerprint, manifest.shards)
+        receipts.fold(store)
+        missing = receipts.missing
+        if receipts:
+            console.say(f"cache: {len(receipts)} of {manifest.shards} shards are there already; going on")
         peak = peak_memory_bytes()
         needs_tables = manifest.tables is None and codecs.find(manifest.codec).build_tables is not None
-        if missing or needs_tables:
-            manifest, peak = compute(recipe, manifest, entries, missing, receipts, make_tables=needs_tables)
+        if missing.size or needs_tables:
+            manifest, peak = compute(recipe, manifest, positions, missing, receipts, make_tables=needs_tables)
         Run(time.monotonic() - begun, peak).put(store)
         return commit(store, manifest, receipts)
 
@@ -138,13 +143,13 @@ def _refuse_full_disk(store: Store, recipe: Recipe, k: int, positions: int) -> N
 def compute(
     recipe: Recipe,
     manifest: CacheManifest,
-    entries: ShardIndex,
-    missing: list[ShardEntry],
-    receipts: dict[int, Receipt],
+    positions: np.ndarray,
+    missing: np.ndarray,
+    receipts: Receipts,
     *,
     make_tables: bool,
 ) -> tuple[CacheManifest, int]:
-    """Captures the missing shards out of all training `entries`, adding to `receipts`.
+    """Captures the missing shards, by number, adding to `receipts`; `positions` are those of every training shard.
 
     make_tables: make the codec's code tables first; those that the manifest names already, if it does. A manifest that
     is not yet in the store is written before the first shard. Returns the manifest with its code tables, and the
@@ -158,20 +163,21 @@ def compute(
         fleet.fit(len(missing))
         if make_tables:
             console.say(f"cache: making the code tables of {manifest.codec} from a sample")
-            tables = fleet.make_tables([entry.shard for entry in entries], manifest.tables)
+            tables = fleet.make_tables(list(range(manifest.shards)), manifest.tables)
             manifest = manifest.model_copy(update={"tables": tables})
         store = Store(recipe.workdir).child(FOLDER)
         if CacheManifest.read(store) != manifest:
             manifest.put(store)
-        schedule = Schedule(entry.shard for entry in missing)
-        left, total = sum(entry.positions for entry in missing), int(entries.positions.sum())
-        progress = Progress(len(entries), total, len(entries) - len(missing), total - left)
+        schedule = Schedule(missing.tolist())
+        left, total = int(positions[missing].sum()), int(positions.sum())
+        progress = Progress(manifest.shards, total, manifest.shards - len(missing), total - left)
         metrics = Metrics(store.uri)
         with console.progress("cache", left) as advance:
             for receipt in run(fleet, schedule, manifest):
                 progress.replicas, progress.failures = fleet.size, schedule.failures
                 if receipt is not None:
                     receipts[receipt.entry.shard] = receipt
+                    receipts.fold(store)
                     progress.add(receipt)
                     advance(progress.positions_of_run, progress.note())
                 metrics.show(progress)

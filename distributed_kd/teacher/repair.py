@@ -10,16 +10,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from distributed_kd import console
 from distributed_kd.cache.manifest import (
     FOLDER,
     TABLES_NAME,
     CacheManifest,
-    Receipt,
     made_from_of,
     refuse_merged,
     remove_leftovers,
 )
+from distributed_kd.cache.receipts import Receipts
 from distributed_kd.cache.verify import Bad, listed_entries, verify
 from distributed_kd.cache.writer import commit
 from distributed_kd.corpus.sequences import Sequences
@@ -90,16 +92,14 @@ def _repair(recipe: Recipe, store: Store, manifest: CacheManifest, sequences: Se
     unread: list[Bad] = []
     known = {entry.shard: entry for entry in listed_entries(store, manifest, unread)}
     index_is_good = manifest.index is not None and INDEX_NAME not in lost_files
-    receipts = {
-        shard: receipt
-        for shard, receipt in Receipt.read_good(store, manifest.fingerprint).items()
-        if known.get(shard) == receipt.entry and shard not in lost
-    }
-    entries = sequences.shards("train")
-    missing = [entry for entry in entries if entry.shard in lost]
-    if missing or TABLES_NAME in lost_files:
-        console.say(f"repair: computing {len(missing)} of {len(entries)} shards again")
-        compute(recipe, manifest, entries, missing, receipts, make_tables=TABLES_NAME in lost_files)
+    receipts = Receipts.read_good(store, manifest.fingerprint, manifest.shards)
+    for shard, receipt in receipts.items():
+        if known.get(shard) != receipt.entry or shard in lost:
+            del receipts[shard]
+    if lost or TABLES_NAME in lost_files:
+        console.say(f"repair: computing {len(lost)} of {manifest.shards} shards again")
+        positions = sequences.shards("train").positions
+        compute(recipe, manifest, positions, np.array(sorted(lost)), receipts, make_tables=TABLES_NAME in lost_files)
 
     changed = [shard for shard in sorted(lost) if shard in known and receipts[shard].entry != known[shard]]
     if index_is_good and not changed:

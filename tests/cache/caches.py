@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from distributed_kd.cache import codecs, shard
-from distributed_kd.cache.manifest import CacheManifest, Receipt, put_tables, totals
+from distributed_kd.cache.manifest import CacheManifest, Receipt, put_tables
+from distributed_kd.cache.receipts import Receipts
 from distributed_kd.cache.shard import Row
 from distributed_kd.cache.soft_targets import SoftTargets
 from distributed_kd.corpus.sequences import Sequence
@@ -63,26 +64,24 @@ def make_cache(
     draws = DRAWS if method == "sample" else 0
     tables = build(*targets_of(method, 400, 99, k), V, draws) if build else None
     reference = put_tables(store, tables) if tables is not None else None
-    everything, receipts = [], []
+    everything, receipts = [], Receipts(key, shards)
     for number in range(shards):
         own = make_rows(number * rows, rows, k, method=method)
         data, parts = shard.encode(own, codec, key, number, tables)
         store.put(shard_name(number), data)
         positions = sum(len(row.targets) for row in own)
-        receipts.append(
-            Receipt(key, ShardEntry(number, rows, positions, len(data), sha256(data)), parts, 0.5 * positions)
-        )
-        receipts[-1].put(store)
+        entry = ShardEntry(number, rows, positions, len(data), sha256(data))
+        receipts[number] = Receipt(key, entry, parts, 0.5 * positions)
+        receipts[number].put(store)
         everything += own
-    parts, mass = totals(receipts)
     width = {"top_k": k, "top_p": k, "full": V}.get(method, DRAWS)
     temperatures = everything[0].targets.temperatures
     CacheManifest(
         made_from=made_from, fingerprint=key, codec=codec, teacher="none", revision=None, tokenizer_sha256="0" * 64,
         vocabulary_size=V, packing="isolate", method="sample" if method == "weighted" else method, k=width,  # type: ignore
         temperatures=list(temperatures), shards=shards,
-        tables=reference, index=put_index(store, [receipt.entry for receipt in receipts]), bytes_by_part=parts,
-        mean_kept_mass=mass,
+        tables=reference, index=put_index(store, receipts.entries), bytes_by_part=receipts.bytes_by_part,
+        mean_kept_mass=receipts.mean_kept_mass,
     ).put(store)  # fmt: skip
     return everything
 

@@ -18,8 +18,8 @@ from distributed_kd.cache.manifest import (
     put_tables,
     read_entries,
     read_tables,
-    totals,
 )
+from distributed_kd.cache.receipts import Receipts
 from distributed_kd.errors import RequestError
 from distributed_kd.recipe import Recipe
 from distributed_kd.store.digest import fingerprint, seal, sha256
@@ -135,8 +135,8 @@ def test_receipts_come_back_under_their_numbers(tmp_path: Path) -> None:
         receipt.put(store)
     assert store.list("receipts") == ["00000003.json", "00000004.json", "00000007.json"]
     expected = {3: others[0], 7: others[1]}
-    assert Receipt.read_all(store, "key") == Receipt.read_good(store, "key") == expected
-    assert list(Receipt.read_all(store, "other")) == [4]
+    assert Receipts.read_all(store, "key", 8) == Receipts.read_good(store, "key", 8) == expected
+    assert list(Receipts.read_all(store, "other", 8)) == [4]
 
 
 def sealed(**changes: Any) -> bytes:
@@ -162,20 +162,26 @@ def test_what_is_no_receipt_is_refused_or_as_if_it_were_not_there(tmp_path: Path
     store = Store(str(tmp_path))
     store.put("receipts/00000003.json", data)
     with pytest.raises(RequestError, match=r"receipts/00000003\.json"):
-        Receipt.read_all(store, "key")
-    assert Receipt.read_good(store, "key") == {}
+        Receipts.read_all(store, "key", 8)
+    assert Receipts.read_good(store, "key", 8) == {}
 
 
 def test_a_receipt_may_have_no_seal_and_be_as_long_as_it_may(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     data = json.dumps(asdict(RECEIPT)).encode()
     store.put("receipts/00000003.json", data + b" " * ((1 << 16) - len(data)))
-    assert Receipt.read_all(store, "key") == {3: RECEIPT}
+    assert Receipts.read_all(store, "key", 8) == {3: RECEIPT}
     assert manifest.MAXIMUM_RECEIPT_BYTES == 1 << 16
 
 
 def test_totals_are_sums_whatever_the_order() -> None:
     second = replace(RECEIPT, entry=replace(RECEIPT.entry, shard=1, positions=15), kept_mass=7.5)
+
+    def totals(receipts: list[Receipt]) -> tuple[dict[str, int], float]:
+        found = Receipts("key", 8)
+        found.update({receipt.entry.shard: receipt for receipt in receipts})
+        return found.bytes_by_part, found.mean_kept_mass
+
     parts, mass = totals([RECEIPT, second])
     assert parts == {part: 2 * size for part, size in PARTS_OF_ONE.items()}
     assert mass == 10 / 20

@@ -14,8 +14,9 @@ from distributed_kd import cache
 from distributed_kd.cache import codecs
 from distributed_kd.cache.ensemble import Member, mean_of
 from distributed_kd.cache.inspect import inspect
-from distributed_kd.cache.manifest import CacheManifest, Receipt, put_tables, refuse_merged
+from distributed_kd.cache.manifest import CacheManifest, put_tables, refuse_merged
 from distributed_kd.cache.merge import merge
+from distributed_kd.cache.receipts import Receipts
 from distributed_kd.cache.shard import Row
 from distributed_kd.cache.verify import verify
 from distributed_kd.cache.writer import commit, put_rows
@@ -53,7 +54,7 @@ def write_member(
             "tables": put_tables(store, tables) if tables is not None else None, "index": None,
         } | keys
     )  # fmt: skip
-    receipts = {}
+    receipts = Receipts(manifest.fingerprint, manifest.shards)
     for shard in range(manifest.shards):
         rows = [
             Row(row.sequence, with_targets(row, k, temperatures, 1000 * number, method))
@@ -336,7 +337,7 @@ def test_an_older_receipt_and_manifest_still_read(tmp_path: Path) -> None:
         store.put(name, json.dumps(fields).encode())
     manifest = CacheManifest.read(store)
     assert manifest is not None and manifest.merge is None
-    assert len(Receipt.read_all(store, manifest.fingerprint)) == SHARDS
+    assert len(Receipts.read_all(store, manifest.fingerprint, SHARDS)) == SHARDS
 
 
 def test_the_command_merges_and_refuses_in_a_line(tmp_path: Path) -> None:

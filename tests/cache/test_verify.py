@@ -12,7 +12,8 @@ import pytest
 
 from distributed_kd import cache
 from distributed_kd.cache import shard
-from distributed_kd.cache.manifest import CacheManifest, Receipt
+from distributed_kd.cache.manifest import CacheManifest
+from distributed_kd.cache.receipts import Receipts
 from distributed_kd.cache.shard import Row
 from distributed_kd.cache.verify import Bad, verify
 from distributed_kd.errors import RequestError
@@ -83,7 +84,7 @@ def rewritten(store: Store, row: Row, change: str) -> str:
     data, _ = shard.encode(rows, "plain-1", manifest.fingerprint, 0)
     store.put(shard_name(0), data)
     entries = [ShardEntry(0, 4, sum(len(one.targets) for one in rows), len(data), sha256(data))]
-    entries += [receipt.entry for n, receipt in Receipt.read_all(store, manifest.fingerprint).items() if n]
+    entries += list(Receipts.read_all(store, manifest.fingerprint, manifest.shards).entries)[1:]
     manifest.model_copy(update={"index": put_index(store, entries)}).put(store)
     (bad,) = verify(store, 1).bad
     assert (bad.shard, bad.file) == (0, shard_name(0)), change
@@ -107,7 +108,7 @@ def test_verify_says_of_a_shard_what_reading_it_says(tmp_path: Path, change: str
     make_cache(store, "plain-1")
     manifest = CacheManifest.read(store)
     assert manifest is not None
-    entries = [receipt.entry for receipt in Receipt.read_all(store, manifest.fingerprint).values()]
+    entries = list(Receipts.read_all(store, manifest.fingerprint, manifest.shards).entries)
     data = store.read(shard_name(1))
     if change == "a byte":
         store.put(shard_name(1), data[:300] + bytes([data[300] ^ 1]) + data[301:])

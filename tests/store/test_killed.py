@@ -16,6 +16,7 @@ import pytest
 
 from distributed_kd import cache
 from distributed_kd.cache.manifest import RECEIPTS, CacheManifest, Receipt, put_tables, read_tables
+from distributed_kd.cache.receipts import Receipts
 from distributed_kd.cache.writer import commit
 from distributed_kd.errors import RequestError
 from distributed_kd.store.filesystem import Store
@@ -117,7 +118,7 @@ def test_a_shard_then_its_receipt(tmp_path: Path) -> None:
     assert manifest is not None
     manifest.model_copy(update={"index": None}).put(store)
     before = files_of(folder)
-    shard, receipt = before.pop(shard_name(1)), Receipt.read_all(store, manifest.fingerprint)[1]
+    shard, receipt = before.pop(shard_name(1)), Receipts.read_all(store, manifest.fingerprint, 3)[1]
     for name in (INDEX_NAME, f"{RECEIPTS}/00000001.json"):
         del before[name]
 
@@ -126,7 +127,7 @@ def test_a_shard_then_its_receipt(tmp_path: Path) -> None:
         receipt.put(store)
 
     def check() -> None:
-        receipts = Receipt.read_all(store, manifest.fingerprint)
+        receipts = Receipts.read_all(store, manifest.fingerprint, 3)
         assert receipts.keys() - {1} == {0, 2}
         for one in receipts.values():  # what has a receipt is there and whole
             read_shard(store, one.entry)
@@ -155,14 +156,16 @@ def test_commit(tmp_path: Path, index: str) -> None:
     make_cache(store, "compact-1")
     finished = CacheManifest.read(store)
     assert finished is not None
-    receipts = Receipt.read_all(store, finished.fingerprint)
+    receipts = Receipts.read_all(store, finished.fingerprint, 3)
     if index == "none":
         store.delete(INDEX_NAME)
         begun = finished.model_copy(update={"index": None, "bytes_by_part": None, "mean_kept_mass": None})
         begun.put(store)
     else:
         wrong = Receipt(finished.fingerprint, ShardEntry(1, 4, 9, 9, "0" * 64), receipts[1].bytes_by_part, 9.0)
-        begun = commit(store, finished, receipts | {1: wrong})
+        others = Receipts(finished.fingerprint, 3)
+        others.update({**receipts, 1: wrong})
+        begun = commit(store, finished, others)
     before = files_of(folder)
     unfinished = finished.model_copy(update={"index": None, "bytes_by_part": None, "mean_kept_mass": None})
     unfinished.put(store)
@@ -171,7 +174,7 @@ def test_commit(tmp_path: Path, index: str) -> None:
 
     def check() -> None:
         manifest = CacheManifest.read(store)
-        assert Receipt.read_all(store, finished.fingerprint) == receipts
+        assert Receipts.read_all(store, finished.fingerprint, 3) == receipts
         opened, refused = attempt(lambda: cache.open(store))
         if opened is None:
             assert manifest == unfinished and "is an unfinished cache; run `dkd cache` to finish it" in refused

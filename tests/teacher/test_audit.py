@@ -14,6 +14,7 @@ import torch
 from distributed_kd import cache
 from distributed_kd.cache import codecs, shard
 from distributed_kd.cache.manifest import CacheManifest, Receipt, put_tables
+from distributed_kd.cache.receipts import Receipts
 from distributed_kd.cache.shard import Row
 from distributed_kd.cache.soft_targets import SoftTargets
 from distributed_kd.cache.writer import commit
@@ -61,7 +62,9 @@ def make_cache(folder: Path, teacher: Path, codec: str, **targets: Any) -> tuple
         tokenizer_sha256="0" * 64, vocabulary_size=V, packing="none", method=keeps.method, k=keeps.keeps(V),
         temperatures=keeps.temperatures, shards=1, tables=put_tables(store, tables) if tables else None, index=None,
     )  # fmt: skip
-    commit(store, manifest, {0: Receipt(key, entry, parts, 0.5 * positions)})
+    receipts = Receipts(key, 1)
+    receipts[0] = Receipt(key, entry, parts, 0.5 * positions)
+    commit(store, manifest, receipts)
     return store, rows
 
 

@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from distributed_kd.cache import codecs
 from distributed_kd.cache.inspect import inspect
-from distributed_kd.cache.manifest import PARTS, CacheManifest, Receipt, read_entries, read_tables, totals
+from distributed_kd.cache.manifest import PARTS, CacheManifest, read_entries, read_tables
+from distributed_kd.cache.receipts import Receipts
 from distributed_kd.errors import RequestError
 from distributed_kd.store.arrow import table_of
 from distributed_kd.store.digest import fingerprint, seal, sha256
@@ -65,13 +66,13 @@ def receipt(data: bytes) -> str:
     for content in (data, _resealed(data)):
         store.put(_RECEIPT, content)
         key = _fingerprint_of(content)
-        good = Receipt.read_good(store, key)  # refuses nothing
+        good = Receipts.read_good(store, key, _SHARD + 1)  # refuses nothing
         with refused_or_good(outcome, RequestError):
-            assert Receipt.read_all(store, key) == good
+            assert Receipts.read_all(store, key, _SHARD + 1) == good
         for number, one in good.items():
             assert number == one.entry.shard == _SHARD and one.fingerprint == key
             _check_bounds(one.entry)
-            assert totals([one])[0].keys() == set(PARTS)
+            assert good.bytes_by_part == one.bytes_by_part and one.bytes_by_part.keys() == set(PARTS)
     return outcome.letters
 
 
