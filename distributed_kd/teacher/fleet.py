@@ -55,7 +55,7 @@ class Fleet:
 
         Those that have no place wait for one, without a shard; a cluster that scales itself sees that they do.
         """
-        places, resources = self._places()
+        places, resources = self.places()
         wanted = self._recipe.capture.replicas
         if isinstance(wanted, int) and wanted > places and not self._started:
             console.say(f"cache: {wanted} replicas are asked for and {places} fit the cluster now; the others wait")
@@ -63,7 +63,7 @@ class Fleet:
         for _ in range(count - len(self._handles)):
             self._start(resources)
 
-    def _places(self) -> tuple[int, dict[str, Any]]:
+    def places(self) -> tuple[int, dict[str, Any]]:
         """How many replicas the cluster can hold, and what each asks of Ray: a GPU if there are any, else processors.
 
         The number of threads is the recipe's and not a share of the machine: sums over other numbers of threads differ
