@@ -174,5 +174,5 @@ class _Whole:
         mass = kept.sum(dim=1)
         p_tail, dropped = (1.0 - mass).clamp(min=0.0), log_p.shape[1] - (ids >= 0).sum(dim=1)
         tail_entropy = entropy - torch.special.entr(kept).sum(dim=1)
-        evenly = torch.special.entr(p_tail) + p_tail * dropped.clamp(min=1).log()
+        evenly = torch.special.entr(p_tail) + p_tail * dropped.clamp(min=1).double().log()
         return {"kept_mass": float(mass.sum()), "truncation": float((evenly - tail_entropy).clamp(min=0.0).sum())}
