@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from tests.commands import dkd, said, write_recipe
 from tests.teacher.test_targets import sequences_of
 
 V = 72  # rows of the toy teacher's head
+_CHECKED = [(32, None, None), (V, 0.95, None), (None, None, 22)]  # k, p, draws
 METHODS = [
     {"method": "top_k", "k": 8, "temperatures": [1.0, 2.0]},
     {"method": "top_p", "p": 0.8, "k": 40},
@@ -66,7 +68,7 @@ def test_bytes_are_those_of_the_cache_that_is_written(
     assert found.shards == pytest.approx(real, rel=0.05)
     low, high = found.interval
     assert low < found.shards < high < 1.4 * low
-    assert found.tables == pytest.approx(len(tables), rel=0.2) if tables else found.tables == 0
+    assert found.tables == pytest.approx(len(tables or b""), rel=0.25)
 
 
 def test_extrapolation_takes_smaller_steps_and_goes_back_as_well() -> None:
@@ -126,8 +128,11 @@ def test_the_pace_is_of_positions_and_its_interval_holds_the_true_one_as_often_a
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("codec", ["plain-1", "compact-1"])
-@pytest.mark.parametrize("targets", METHODS, ids=lambda targets: targets["method"])
+@pytest.mark.parametrize(
+    ("targets", "codec"),
+    zip(METHODS, ("plain-1", "compact-1", "compact-1"), strict=True),
+    ids=["top_k", "top_p", "sample"],
+)
 def test_a_plan_writes_nothing_and_the_capture_takes_what_it_said(
     toy_recipe: dict[str, Any], ray_cluster: Any, targets: dict[str, Any], codec: str
 ) -> None:
@@ -162,11 +167,12 @@ def test_a_plan_writes_nothing_and_the_capture_takes_what_it_said(
     own, *others = facts["targets"]
     assert own["present"] and own["bytes_total"] == found["bytes_total"]
     assert [one["present"] for one in others] == [False] * len(others)
-    said_of = [(one["method"], one.get("draws") or one.get("p") or one.get("k")) for one in others]
-    cap = {"top_p": 40}.get(targets["method"], V)
-    assert said_of == [
+    named = [(one["method"], one.get("draws") or one.get("p") or one.get("k")) for one in others]
+    wanted = [
         *(("top_k", k) for k in (16, 32, 64, V)), ("top_p", 0.9), ("top_p", 0.95), ("sample", 22), ("sample", 50),
-    ][: 7 if targets["method"] == "sample" else None] + [("sample", 50)] * (targets["method"] == "sample")  # fmt: skip
+    ]  # fmt: skip
+    assert named == [name for name in wanted if name != ("sample", targets.get("draws"))]
+    cap = targets["k"] if targets["method"] == "top_p" else V
     assert {one["k"] for one in others if one["method"] == "top_p"} == {cap}
     sizes = [one["bytes_total"] for one in others if one["method"] == "top_k"]
     assert sizes == sorted(sizes)
@@ -177,25 +183,21 @@ def test_what_other_targets_take_is_what_their_own_plan_and_capture_say(
     toy_recipe: dict[str, Any], ray_cluster: Any
 ) -> None:
     toy_recipe["capture"] |= {"codec": "compact-1", "table_positions": 600}
-    facts = plan_after_prepare(toy_recipe)
-    for one in facts["targets"]:
-        keys = {key: one[key] for key in ("method", "k", "p", "draws") if key in one}
-        toy_recipe["targets"] = keys | {"temperatures": [1.0, 2.0]}
+    recipe = parse(toy_recipe)
+    stages.prepare(recipe)
+    others = [one for one in plan(recipe)["targets"] if (one.get("k"), one.get("p"), one.get("draws")) in _CHECKED]
+    assert len(others) == len(_CHECKED)
+    for one in others:
+        toy_recipe["targets"] = {key: one[key] for key in ("method", "k", "p", "draws") if key in one}
+        toy_recipe["targets"]["temperatures"] = [1.0, 2.0]
         toy_recipe["capture"]["codec"] = one["codec"]
-        work = Path(toy_recipe["workdir"])
-        recipe = parse(toy_recipe | {"name": "other"})
-        stages.cache(recipe)
-        real = inspect(f"{recipe.workdir}/cache")
-        assert one["bytes_total"] == pytest.approx(real["bytes_total"], rel=0.1), keys
+        stages.cache(parse(toy_recipe))
+        folder = Path(recipe.workdir) / "cache"
+        real = inspect(str(folder))
+        assert one["bytes_total"] == pytest.approx(real["bytes_total"], rel=0.1)
         if one["method"] != "sample":
             assert one["temperatures"]["1"]["kept_mass"] == pytest.approx(real["mean_kept_mass"], rel=0.05)
-        (work / "cache").rename(work / f"cache-{len(list(work.iterdir()))}")
-
-
-def plan_after_prepare(data: dict[str, Any], **options: Any) -> dict[str, Any]:
-    recipe = parse(data)
-    stages.prepare(recipe)
-    return plan(recipe, **options)
+        shutil.rmtree(folder)
 
 
 @pytest.mark.slow
