@@ -73,9 +73,9 @@ def test_bytes_are_those_of_the_cache_that_is_written(
 
 def test_extrapolation_takes_smaller_steps_and_goes_back_as_well() -> None:
     assert sum_of_shrinking(0) == 0.0
-    assert sum_of_shrinking(2) == pytest.approx(0.85 + 0.85**2)
+    assert sum_of_shrinking(2) == pytest.approx(0.8 + 0.8**2)
     assert sum_of_shrinking(-1) == pytest.approx(-1.0)
-    assert sum_of_shrinking(50) < 0.85 / 0.15
+    assert 3.9 < sum_of_shrinking(50) < 4.0
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -130,7 +130,7 @@ def test_the_pace_is_of_positions_and_its_interval_holds_the_true_one_as_often_a
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("targets", "codec"),
-    zip(METHODS, ("plain-1", "compact-1", "compact-1"), strict=True),
+    list(zip(METHODS, ("plain-1", "compact-1", "compact-1"), strict=True)),
     ids=["top_k", "top_p", "sample"],
 )
 def test_a_plan_writes_nothing_and_the_capture_takes_what_it_said(
