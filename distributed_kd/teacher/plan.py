@@ -34,7 +34,6 @@ from distributed_kd.teacher.capture import _new_manifest
 from distributed_kd.teacher.plan_bytes import Corpus, Forecast, codec_for, forecast
 from distributed_kd.teacher.plan_probe import Beyond, Kept, Probe, Timed
 
-POSITIONS = 8192
 _SHARE = 0.5  # of the corpus that a probe takes at most
 _LEAST_SEQUENCES = 8
 _MOST_PROBES = 8
@@ -70,7 +69,7 @@ class _Found:
 
 
 def plan(
-    recipe: Recipe, positions: int = POSITIONS, price_hour: float | None = None, price_gb_month: float | None = None
+    recipe: Recipe, positions: int = 8192, price_hour: float | None = None, price_gb_month: float | None = None
 ) -> dict[str, Any]:
     """What `dkd plan --json` prints. Prices: of an hour of one device, and of 10^9 bytes kept for a month.
 
@@ -92,7 +91,7 @@ def plan(
     corpus = Corpus(total, int(entries.rows.sum()), len(entries), reader.table_positions(shards))
     own, others = _bytes(recipe, manifest, corpus, rows, variants, found.kept)
     files = _other_bytes(recipe, manifest, reader.sequences) + own.tables
-    seconds = _seconds(recipe, corpus, entries.positions, found)
+    seconds = _seconds(corpus.table_positions if reader.has_tables else 0, entries.positions, found)
     devices = found.replicas * spec.devices_per_replica
     hours = [value * devices / 3600 for value in (seconds["seconds"], *seconds["seconds_interval"])]
     stored = [value + files for value in (own.shards, *own.interval)]
@@ -187,6 +186,8 @@ def _probe(recipe: Recipe, shards: int, batches: list[list[Sequence]], variants:
         places, resources = Fleet(recipe).places()
         asked = recipe.capture.replicas
         replicas = min(shards, asked if isinstance(asked, int) else max(1, places))
+        if replicas > places:
+            console.say(f"plan: {replicas} replicas are asked for and {places} fit the cluster now; the time is of all")
         count = max(1, min(replicas, places, _MOST_PROBES, len(batches) - 1))
         remote: Any = ray.remote  # typed for functions
         probes = [remote(**resources, max_restarts=0)(Probe).remote(recipe) for _ in range(count)]
@@ -254,8 +255,11 @@ def _other_bytes(recipe: Recipe, manifest: CacheManifest, sequences: Sequences) 
     return index + manifest.shards * _RECEIPT_BYTES + len(manifest.model_dump_json()) + len(dump(recipe))
 
 
-def _seconds(recipe: Recipe, corpus: Corpus, shards: np.ndarray, found: _Found) -> dict[str, Any]:
-    """shards: positions of each. The interval is that of the teacher's pace, from batch to batch."""
+def _seconds(table_positions: int, shards: np.ndarray, found: _Found) -> dict[str, Any]:
+    """table_positions: that code tables are made from, 0 without any; shards: positions of each.
+
+    The interval is that of the teacher's pace, from batch to batch.
+    """
     pace, edges = _pace(found.timed)
     alone = _pace(found.alone)[0] if found.alone else pace
 
@@ -263,7 +267,7 @@ def _seconds(recipe: Recipe, corpus: Corpus, shards: np.ndarray, found: _Found) 
         a_position = factor * pace + found.beyond.encode
         return {
             "start": found.loaded,
-            "tables": corpus.table_positions * (factor * alone + found.beyond.tables),
+            "tables": table_positions * (factor * alone + found.beyond.tables),
             "shards": _makespan(shards * a_position + 2 * found.beyond.put, found.replicas),
             "stop": found.stopped,
         }

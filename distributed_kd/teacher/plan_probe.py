@@ -83,9 +83,7 @@ class Probe(Replica):
         return [batch for own in shards for batch in by_tokens(own, self.recipe.capture.batch_tokens)]
 
     def table_positions(self, train_shards: list[int]) -> int:
-        """Positions of the sample that the capture makes its code tables from; 0 where its codec has none."""
-        if not self.has_tables:
-            return 0
+        """Positions of the sample that a capture makes code tables from."""
         sample = self._sample(train_shards, self.recipe.capture.table_positions)
         return sum(sequence.positions for sequence in sample)
 

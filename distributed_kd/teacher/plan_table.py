@@ -41,7 +41,7 @@ def _own(facts: dict[str, Any]) -> Table:
     table.add_row(hours, _three(found["accelerator_hours"]), _range(found["accelerator_hours_interval"], _three))
     for key, title in (("price_hours", "price of the hours"), ("price_month", "price of a month's storage")):
         if key in found:
-            table.add_row(title, _three(found[key]), _range(found[f"{key}_interval"], _three))
+            table.add_row(title, _money(found[key]), _range(found[f"{key}_interval"], _money))
     return table
 
 
@@ -54,7 +54,7 @@ def _targets(facts: dict[str, Any]) -> Table:
         caption=f"at T = {temperature}: KL by truncation, in nats a position; mass kept; squared error of drawn ids by "
         "chance" + ("; price of a month" if has_price else ""),
     )
-    table.add_column("targets")
+    table.add_column("targets", no_wrap=True)
     titles = ["bytes", "95%", "shards", *(title for _, title, _ in _COSTS), *(["month"] if has_price else [])]
     for title in titles:
         table.add_column(title, justify="right")
@@ -64,7 +64,7 @@ def _targets(facts: dict[str, Any]) -> Table:
         cells = [
             _label(one), f"{one['bytes_per_position']:.1f}", _range(edges, _three), _size(one["bytes_total"]),
             *(form.format(costs[name]) if name in costs else "" for name, _, form in _COSTS),
-            *([_three(one["price_month"])] if has_price else []),
+            *([_money(one["price_month"])] if has_price else []),
         ]  # fmt: skip
         table.add_row(*cells, style="bold" if one["present"] else "")
     return table
@@ -91,6 +91,12 @@ def _time(seconds: float) -> str:
 
 def _three(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def _money(value: float) -> str:
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if value >= 0.01 else "<0.01"
 
 
 def _range(edges: list[float], form: Callable[[float], str]) -> str:

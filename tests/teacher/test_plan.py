@@ -30,7 +30,7 @@ from tests.teacher.test_targets import sequences_of
 
 V = 72  # rows of the toy teacher's head
 _CHECKED = [(32, None, None), (V, 0.95, None), (None, None, 22)]  # k, p, draws
-METHODS = [
+METHODS: list[dict[str, Any]] = [
     {"method": "top_k", "k": 8, "temperatures": [1.0, 2.0]},
     {"method": "top_p", "p": 0.8, "k": 40},
     {"method": "sample", "draws": 22},
@@ -130,8 +130,12 @@ def test_the_pace_is_of_positions_and_its_interval_holds_the_true_one_as_often_a
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("targets", "codec"),
-    list(zip(METHODS, ("plain-1", "compact-1", "compact-1"), strict=True)),
-    ids=["top_k", "top_p", "sample"],
+    [
+        *zip(METHODS, ("plain-1", "compact-1", "compact-1"), strict=True),
+        ({"method": "sample", "draws": 12, "draw_temperature": 2.0}, "plain-1"),
+        ({"method": "full", "temperatures": [1.0, 2.0]}, "dense-1"),
+    ],
+    ids=["top_k", "top_p", "sample", "weighted", "full"],
 )
 def test_a_plan_writes_nothing_and_the_capture_takes_what_it_said(
     toy_recipe: dict[str, Any], ray_cluster: Any, targets: dict[str, Any], codec: str
