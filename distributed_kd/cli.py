@@ -113,9 +113,28 @@ def submit(
 
 
 @app.command()
-def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
-    """Bytes, accelerator hours and money before spending any."""
-    raise not_yet("dkd plan", "`dkd inspect` tells the bytes of a capture that runs")
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    positions: Annotated[int, typer.Option(min=1, help="positions to run, about; half of the corpus at most")] = 8192,
+    price_hour: Annotated[float | None, typer.Option(min=0.0, help="price of an hour of one device")] = None,
+    price_gb_month: Annotated[float | None, typer.Option(min=0.0, help="price of 10^9 bytes for a month")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Bytes, accelerator hours and money before spending any, from a few batches; for other targets as well."""
+    from distributed_kd.teacher.plan import plan as forecast
+
+    facts = forecast(_load(recipe, overrides, as_json), positions, price_hour, price_gb_month)
+    if as_json:
+        _show(facts, as_json)
+        return
+    from rich.console import Console
+
+    from distributed_kd.console import results
+    from distributed_kd.teacher.plan_table import plan_table
+
+    Console(file=results()).print(plan_table(facts))
 
 
 @app.command()

@@ -26,7 +26,7 @@ def test_help_names_every_command() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["plan", "x.yaml"], ["status", "x"], ["doctor"],
+        ["status", "x"], ["doctor"],
     ],
 )  # fmt: skip
 def test_what_is_not_there_yet_says_so(arguments: list[str]) -> None:
@@ -44,6 +44,7 @@ def test_what_is_not_there_yet_says_so(arguments: list[str]) -> None:
         ["export", "nowhere", "--out", "y"],
         ["run", "x.yaml", "--jsno"],
         ["run", "nowhere.yaml"],
+        ["plan", "nowhere.yaml", "--positions", "0"],
     ],
 )
 def test_a_request_that_cannot_be_read_exits_2(arguments: list[str]) -> None:
@@ -84,7 +85,12 @@ def test_prepare_refuses_in_one_line(
 
 def test_stages_ask_for_the_one_before_them(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, toy_recipe)
-    for stage, missing in (("cache", "dkd prepare"), ("train", "dkd cache"), ("evaluate", "dkd prepare")):
+    for stage, missing in (
+        ("cache", "dkd prepare"),
+        ("plan", "dkd prepare"),
+        ("train", "dkd cache"),
+        ("evaluate", "dkd prepare"),
+    ):
         done = dkd(stage, recipe)
         assert done.returncode == 2
         assert f"run `{missing}` first" in said(done)

@@ -35,6 +35,7 @@ from distributed_kd.errors import RequestError
 from distributed_kd.models.locate import identity, locate
 from distributed_kd.recipe import Capture, Targets, Teacher
 from distributed_kd.teacher.forward import TeacherForward
+from distributed_kd.teacher.plan_bytes import tables_of
 from distributed_kd.teacher.targets import choose, numbers_of
 
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -154,13 +155,11 @@ def _bytes(rows: list[Row], targets: SoftTargets, cache: LogitCache, variant: Ta
     second sequence, and then of the other ones."""
     ends = np.cumsum([0, *[len(row.targets) for row in rows]])
     own = [replace(row, targets=targets[ends[n] : ends[n + 1]]) for n, row in enumerate(rows)]
-    codec, tables = codecs.find(cache.manifest.codec), None
-    if codec.build_tables is not None:
+    codec, tables = cache.manifest.codec, None
+    if codecs.find(codec).build_tables is not None:
         sample, own = own[::2], own[1::2] or own
-        tokens = np.concatenate([row.sequence.input_ids[row.sequence.loss_mask] for row in sample])
-        together = SoftTargets.concatenate([row.targets for row in sample])
-        tables = codec.build_tables(together, tokens, cache.manifest.vocabulary_size, variant.draws or 0)
-    data, _ = shard.encode(own, codec.name, cache.manifest.fingerprint, 0, tables)
+        tables = tables_of(sample, codec, variant, cache.manifest.vocabulary_size)
+    data, _ = shard.encode(own, codec, cache.manifest.fingerprint, 0, tables)
     return len(data) / sum(len(row.targets) for row in own)
 
 
