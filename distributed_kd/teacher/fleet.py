@@ -15,10 +15,10 @@ import ray
 
 from distributed_kd import console
 from distributed_kd.cache.manifest import CacheManifest
-from distributed_kd.errors import DkdError, WorkError
+from distributed_kd.errors import DkdError, FullDisk, StoreError, StoreRefused, WorkError
 from distributed_kd.recipe import Recipe
 from distributed_kd.teacher.replica import Replica
-from distributed_kd.teacher.schedule import MOST_LOSSES
+from distributed_kd.teacher.schedule import MOST_ERRORS, MOST_LOSSES
 
 _ANSWER_SECONDS = 2.0
 
@@ -43,6 +43,7 @@ class Fleet:
         self._seen: dict[str, tuple[int, float]] = {}  # a working replica's progress, and since when it is that
         self._started = 0
         self._watched = time.monotonic()
+        self._store_failures = 0  # one after the other
         self.idle: list[str] = []
 
     @property
@@ -114,7 +115,7 @@ class Fleet:
     def wait(self, seconds: float) -> list[Event]:
         """What came back, waiting for the first at most so long; replicas that have loaded become idle meanwhile.
 
-        Raises the error of a replica that cannot load its teacher: it would be the same for all.
+        Raises the error of a replica that cannot load its teacher, and a store's: they would be the same for all.
         """
         references = [*self._tasks, *self._loading]
         if not references:
@@ -135,13 +136,22 @@ class Fleet:
             cause = error.cause
             if loaded:
                 raise cause if isinstance(cause, DkdError) else WorkError(_line(cause)) from None
+            self._end_where_nothing_can_be_written(cause)
             self.idle.append(replica)
             return Event(replica, "failed", _line(cause))
         except ray.exceptions.RayError as error:
             del self._handles[replica]
             return Event(replica, "lost", _line(error))
         self.idle.append(replica)
+        self._store_failures = 0
         return None if loaded else Event(replica, "done", value)
+
+    def _end_where_nothing_can_be_written(self, cause: Exception) -> None:
+        """Raises an error that is the store's: no other shard would fare better, and each takes minutes to fail."""
+        if isinstance(cause, StoreError):
+            self._store_failures += 1
+            if isinstance(cause, FullDisk | StoreRefused) or self._store_failures >= MOST_ERRORS:
+                raise cause from None
 
     def _stalled(self) -> list[Event]:
         """Replicas in which no position has passed the teacher for too long: they are ended, and lost."""
