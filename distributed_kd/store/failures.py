@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,7 +20,10 @@ _NO_CREDENTIALS = {  # of botocore and google.auth, which are there only with th
     "TokenRetrievalError", "UnauthorizedSSOTokenError", "ParamValidationError", "GoogleAuthError",
 }  # fmt: skip
 _DRIVERS = {"aiobotocore", "aiohttp", "botocore", "fsspec", "gcsfs", "google", "requests", "s3fs"}
-_OPENS = re.compile(r"(?<=://)[^/\s]*:[^\s]*@|((?:X-Amz|X-Goog)-(?:Signature|Credential|Security-Token)=)[^&\s]*", re.I)
+_OPENS = re.compile(  # a password may hold a slash; a port is none
+    r"(?<=://)[^/@\s]*:(?!\d+(?:[/?#\s\"']|$))[^@\s]*@"
+    r"|(?:(?<=X-Amz-Signature=)|(?<=X-Amz-Security-Token=)|(?<=X-Goog-Signature=))[^&\s]+"
+)
 _NOT_THERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
@@ -37,7 +41,8 @@ def readable(where: str, what: str) -> Iterator[None]:
         is_own = isinstance(error, OSError) or type(error).__module__.split(".")[0] in _DRIVERS
         if not is_own or (what == "read" and isinstance(error, _NOT_THERE)):
             raise
-        raise _failure(where, what, error) from error
+        told = "".join(traceback.format_exception(error))
+        raise _failure(where, what, error) from (error if without_secrets(told) == told else None)
 
 
 def _failure(where: str, what: str, error: Exception) -> StoreError:
@@ -48,14 +53,24 @@ def _failure(where: str, what: str, error: Exception) -> StoreError:
             f"{begin}: the disk is full ({reason_of(error)}); what was written so far is good: free some space and "
             "run the same command"
         )
-    is_unknown = any(kind.__name__ in _NO_CREDENTIALS for kind in type(error).__mro__)
-    if is_unknown or number in _REFUSED or isinstance(error, (PermissionError, *_NOT_THERE)):
+    if _is_refused(error):
         return StoreRefused(
             f"{begin}: {reason_of(error)}; check that it is there, and that the credentials in this environment may"
         )
     return StoreError(
         f"{begin}, tried again and again: {reason_of(error)}; what was written so far is good: when the store answers "
         "again, run the same command"
+    )
+
+
+def _is_refused(error: Exception) -> bool:
+    """Whether asking again would not change it."""
+    return (
+        isinstance(error, (PermissionError, *_NOT_THERE))
+        or getattr(error, "errno", None) in _REFUSED
+        or any(kind.__name__ in _NO_CREDENTIALS for kind in type(error).__mro__)
+        or getattr(error, "code", None) in (401, 403)  # of gcsfs, which has no more than words for the second
+        or str(error).startswith("Forbidden: ")
     )
 
 
@@ -66,13 +81,5 @@ def reason_of(error: BaseException) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """The text, with user names and passwords in URLs and signatures of signed ones replaced by `***`."""
-    return _OPENS.sub(lambda found: f"{found.group(1)}***" if found.group(1) else "***@", text)
-
-
-def opens(uri: str) -> bool:
-    """Whether a URL holds what opens the store: a password, or a signature."""
-    return _PASSWORD.search(uri) is not None or without_secrets(uri) != uri
-
-
-_PASSWORD = re.compile(r"://[^/@]*:(?!\d+(?:/|$))[^@]*@")  # a key may hold a slash; a port is none
+    """The text, with passwords in URLs and the signatures of signed ones replaced by `***`."""
+    return _OPENS.sub(lambda found: "***@" if found.group().endswith("@") else "***", text)

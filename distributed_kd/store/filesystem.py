@@ -9,6 +9,7 @@ told when that was in vain.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
@@ -19,7 +20,7 @@ from fsspec.asyn import AsyncFileSystem
 
 from distributed_kd.errors import RequestError, StoreRefused
 from distributed_kd.store import retries
-from distributed_kd.store.failures import opens, readable, reason_of, without_secrets
+from distributed_kd.store.failures import readable, reason_of, without_secrets
 from distributed_kd.store.whole import TEMPORARY, remove_leftovers, whole_file
 
 _ONE_PUT = 5 << 30
@@ -55,10 +56,8 @@ class Store:
         with readable(f"{self.uri}/{name}", "read"):
             try:  # as a range, which is one request: what s3fs cuts a large file into is not asked for again
                 return bytes(self._call("cat_file", path, start=0, end=at_most))
-            except FileNotFoundError:
-                raise
-            except OSError:
-                if self._call("size", path) == 0:  # object stores have no range in an empty object
+            except OSError as error:
+                if error.errno == errno.EINVAL and self._call("size", path) == 0:  # an empty object has no range in it
                     return b""
                 raise
 
@@ -142,7 +141,7 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
 
     A URL that holds what opens the store is refused: artifacts name the URLs that they were made from.
     """
-    if opens(uri):
+    if without_secrets(uri) != uri:
         raise RequestError(
             f"{without_secrets(uri)}: a password or a signature in a URL would be written down; leave it out and give "
             "it in the environment (for s3:// AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile)"

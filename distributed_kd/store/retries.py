@@ -9,6 +9,7 @@ or for a server that restarts. A user's own settings win: AWS_MAX_ATTEMPTS, AWS_
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -20,6 +21,10 @@ ATTEMPTS = 10  # pauses of up to 1, 2, 4, 8, 16, 20, 20, ... s, half of it on av
 
 def options(uri: str) -> dict[str, Any]:
     """What the filesystem of a URL is opened with, beside what the user has set. Raises what botocore and s3fs do."""
+    if uri.startswith(("gs://", "gcs://")):
+        log = logging.getLogger("gcsfs")
+        if not log.handlers:  # else the traceback of what is raised as well goes to standard error
+            log.addHandler(logging.NullHandler())
     if not uri.startswith(("s3://", "s3a://")):
         return {}
     kind = fsspec.get_filesystem_class("s3")

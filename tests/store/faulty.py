@@ -13,18 +13,22 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["503", "500", "late", "cut put", "cut get", "lost answer"]
-KINDS: tuple[Kind, ...] = ("503", "500", "late", "cut put", "cut get", "lost answer")
-_CODES = {"503": ("Slow Down", "SlowDown"), "500": ("Internal Server Error", "InternalError")}
+Kind = Literal["503", "500", "403", "late", "cut put", "stopped put", "cut get", "lost answer"]
+PASSING: tuple[Kind, ...] = ("503", "500", "late", "cut put", "cut get", "lost answer")  # gone when asked again
+_CODES = {
+    "503": ("Slow Down", "SlowDown"), "500": ("Internal Server Error", "InternalError"),
+    "403": ("Forbidden", "InvalidAccessKeyId"),
+}  # fmt: skip
 
 
 @dataclass
 class Fault:
     """Done to the next `times` requests of this method whose path holds `path`.
 
-    503, 500: answered so, and not passed on. late: nothing is said for longer than a client waits. cut put: the
-    connection ends when half of the request's body has come. cut get: it ends after half of the answer's body. lost
-    answer: the request is passed on, and the connection ends in place of its answer.
+    503, 500, 403: answered so, and not passed on. late: nothing is said for longer than a client waits. cut put: the
+    connection ends when half of the request's body has come. stopped put: from there on nothing is read. cut get: it
+    ends after half of the answer's body. lost answer: the request is passed on, and the connection ends in place of
+    its answer.
     """
 
     kind: Kind
@@ -37,7 +41,7 @@ class Fault:
 class FaultyProxy:
     """Serves from a thread of its own between `start` and `stop`, at `endpoint`; `done` counts faults by kind.
 
-    rate: share of requests that a fault of a random kind is done to, by `seed`; beside those in `faults`.
+    rate: share of requests that a passing fault of a random kind is done to, by `seed`; beside those in `faults`.
     is_down: every request is answered 503.
     late_seconds: of a late answer; more than the client waits for.
     """
@@ -45,14 +49,18 @@ class FaultyProxy:
     upstream_port: int
     seed: int = 0
     rate: float = 0.0
-    late_seconds: float = 3.0
+    late_seconds: float = 1.5
     is_down: bool = False
     faults: list[Fault] = field(default_factory=list)
     done: Counter[str] = field(default_factory=Counter)
     requests: list[str] = field(default_factory=list)
 
-    def start(self) -> None:
+    def draw(self) -> None:
+        """Random faults from `seed` on."""
         self._random = random.Random(self.seed)
+
+    def start(self) -> None:
+        self.draw()
         self._loop = asyncio.new_event_loop()
         self._server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0))
         self.port = int(self._server.sockets[0].getsockname()[1])
@@ -67,9 +75,11 @@ class FaultyProxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._server.close()
-        for task in asyncio.all_tasks(self._loop):
+        left = asyncio.all_tasks(self._loop)
+        for task in left:
             task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0))
+        if left:
+            self._loop.run_until_complete(asyncio.wait(left))
         self._loop.close()
 
     def _choose(self, method: str, path: str) -> Kind | None:
@@ -80,7 +90,7 @@ class FaultyProxy:
             if fault.times and fault.method == method and fault.path in path:
                 fault.times -= 1
                 return fault.kind
-        return self._random.choice(KINDS) if self._random.random() < self.rate else None
+        return self._random.choice(PASSING) if self._random.random() < self.rate else None
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -88,7 +98,7 @@ class FaultyProxy:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the client has gone
         finally:
-            writer.transport.abort() if writer.transport.get_write_buffer_size() == 0 else writer.close()
+            writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -101,8 +111,11 @@ class FaultyProxy:
             self.done[fault] += 1
         if headers.get("expect") == "100-continue":
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if fault == "cut put":
+        if fault in ("cut put", "stopped put"):
             await reader.readexactly(length // 2)
+            if fault == "stopped put":
+                reader._transport.pause_reading()  # type: ignore[attr-defined] # or the rest is read ahead
+                await asyncio.sleep(3600.0)
             return
         body = await reader.readexactly(length)
         if fault == "late":
