@@ -22,6 +22,20 @@ class WorkError(DkdError):
     exit_code = 1
 
 
+class StoreError(WorkError):
+    """A store did not answer well, however often it was asked: no fault of what was to be read or written."""
+
+
+class FullDisk(StoreError):
+    """A disk has no room: whatever else is to be written there fails as well."""
+
+
+class StoreRefused(StoreError):
+    """A store refuses what asking again does not change: credentials, rights, or a bucket that is not there."""
+
+    exit_code = RequestError.exit_code
+
+
 class Stopped(DkdError):
     """The work was asked to stop, and stopped well; the same command goes on."""
 

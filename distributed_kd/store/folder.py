@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 
+from distributed_kd.store.failures import readable
 from distributed_kd.store.filesystem import Store
-from distributed_kd.store.whole import whole_file
 
 
 def put_folder(source: Path, store: Store, name: str) -> None:
@@ -19,11 +18,7 @@ def put_folder(source: Path, store: Store, name: str) -> None:
     targets = [f"{name}/{file.relative_to(source).as_posix()}" for file in files]
     store.remove_leftovers(*{target.rpartition("/")[0] for target in targets})
     for file, target in zip(files, targets, strict=True):
-        if store.is_local:
-            with file.open("rb") as reader, whole_file(store.path(target)) as writer:
-                shutil.copyfileobj(reader, writer, 1 << 20)
-        else:
-            store.fs.put_file(str(file), store.path(target))
+        store.put_file(str(file), target)
 
 
 def as_local_folder(store: Store, name: str) -> Path:
@@ -31,5 +26,6 @@ def as_local_folder(store: Store, name: str) -> Path:
     if store.is_local:
         return Path(store.path(name))
     target = Path(tempfile.mkdtemp(prefix="dkd-"))
-    store.fs.get(store.path(name) + "/", str(target) + "/", recursive=True)
+    with readable(f"{store.uri}/{name}", "read"):
+        store.fs.get(store.path(name) + "/", str(target) + "/", recursive=True)
     return target

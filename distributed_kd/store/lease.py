@@ -14,15 +14,16 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from distributed_kd.errors import RequestError
+from distributed_kd.errors import RequestError, StoreError
 from distributed_kd.store.filesystem import Store
 
 LEASE_NAME = "lease.json"
 SECONDS = 90.0
 _RENEWALS = 4  # in the time after which it expires
+_RETURN_SECONDS = 10.0
 _MAXIMUM_BYTES = 4096
 
 
@@ -40,22 +41,22 @@ def lease(store: Store, what: str, seconds: float = SECONDS) -> Iterator[None]:
     _put(store, holder, seconds)
     ended = threading.Event()
 
-    def renew() -> None:
+    def hold() -> None:
         while not ended.wait(seconds / _RENEWALS):
-            try:
+            with suppress(StoreError):  # a store that fails now and then: the next renewal is soon
                 _put(store, holder, seconds)
-            except Exception:  # a store that fails now and then: the next renewal is soon
-                continue
+        with suppress(StoreError):  # it expires by itself
+            if (_read(store) or {}).get("id") == holder["id"]:
+                store.delete(LEASE_NAME)
 
-    thread = threading.Thread(target=renew, name="lease", daemon=True)
+    # Given back from there, too: who is told to stop cannot wait until a store that has gone answers.
+    thread = threading.Thread(target=hold, name="lease", daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
-        thread.join()
-        if (_read(store) or {}).get("id") == holder["id"]:
-            store.delete(LEASE_NAME)
+        thread.join(_RETURN_SECONDS)
 
 
 def _put(store: Store, holder: dict[str, Any], seconds: float) -> None:

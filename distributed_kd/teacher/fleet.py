@@ -17,13 +17,13 @@ import ray
 
 from distributed_kd import console
 from distributed_kd.cache.manifest import FOLDER, CacheManifest, Receipt
-from distributed_kd.errors import DkdError, RequestError, WorkError
+from distributed_kd.errors import DkdError, FullDisk, RequestError, StoreError, StoreRefused, WorkError
 from distributed_kd.launch.ray_cluster import RayCluster
 from distributed_kd.recipe import Recipe
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import read_known, shard_name
 from distributed_kd.teacher.replica import SHARDS, Replica
-from distributed_kd.teacher.schedule import MOST_LOSSES
+from distributed_kd.teacher.schedule import MOST_ERRORS, MOST_LOSSES
 
 _ANSWER_SECONDS = 2.0
 
@@ -55,6 +55,7 @@ class Fleet:
         self._seen: dict[str, tuple[int, float]] = {}  # a working replica's progress, and since when it is that
         self._started = 0
         self._watched = time.monotonic()
+        self._store_failures = 0  # one after the other
 
     @property
     def size(self) -> int:
@@ -153,8 +154,8 @@ class Fleet:
     def wait(self, seconds: float) -> list[Event]:
         """What came back, waiting for the first at most so long; replicas that have loaded get room meanwhile.
 
-        Raises the error of a replica that cannot load its teacher: it would be the same for all; `WorkError` where the
-        cluster is gone.
+        Raises the error of a replica that cannot load its teacher, and a store's: they would be the same for all;
+        `WorkError` where the cluster is gone.
         """
         self._cluster.check()
         references = [*self._tasks, *self._preparing, *self._placed]
@@ -178,7 +179,9 @@ class Fleet:
         replica, shard, _ = self._tasks[reference]
         try:
             event = Event(replica, "done", ray.get(reference), shard)
+            self._store_failures = 0
         except ray.exceptions.RayTaskError as error:
+            self._end_where_nothing_can_be_written(error.cause)
             event = Event(replica, "failed", _line(error.cause), shard)
         except ray.exceptions.RayError as error:
             return self._lose(replica, _line(error))
@@ -189,6 +192,13 @@ class Fleet:
         else:
             self._seen.pop(replica, None)
         return [event]
+
+    def _end_where_nothing_can_be_written(self, cause: BaseException) -> None:
+        """Raises an error that is the store's: no other shard would fare better, and each takes minutes to fail."""
+        if isinstance(cause, StoreError):
+            self._store_failures += 1
+            if isinstance(cause, FullDisk | StoreRefused) or self._store_failures >= MOST_ERRORS:
+                raise cause from None
 
     def _prepared(self, reference: Any) -> list[Event]:
         replica = self._preparing[reference]
@@ -226,7 +236,7 @@ class Fleet:
             receipt = Receipt.find(self._store, fingerprint, shard)
             if receipt is not None:
                 read_known(self._store, shard_name(shard), receipt.entry, "it is done again")
-        except (RequestError, OSError):  # a store that cannot be read now: the shard is done again
+        except (RequestError, StoreError):  # a store that cannot be read now: the shard is done again
             return None
         return receipt
 

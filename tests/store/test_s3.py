@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +15,8 @@ from distributed_kd.corpus.source import list_files
 from distributed_kd.recipe import Corpus
 from distributed_kd.store.filesystem import Store
 from tests.commands import dkd, said, write_recipe
-from tests.launch.test_submit import free_port
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[dict[str, str]]:
-    """The environment that leads to a bucket named `bucket`."""
-    endpoint = f"http://127.0.0.1:{free_port()}"
-    server = subprocess.Popen(
-        [Path(sys.executable).parent / "moto_server", "-p", endpoint.rsplit(":", 1)[1]],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            urllib.request.urlopen(endpoint, timeout=1)
-            break
-        except OSError:
-            assert time.monotonic() < deadline, "moto's server did not come up"
-            time.sleep(0.2)
-    environment = {
-        "AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test-secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }  # fmt: skip
-    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/bucket", method="PUT"))
-    yield environment
-    server.terminate()
-    server.wait()
 
 
 def test_corpus_and_workdir_in_a_bucket(

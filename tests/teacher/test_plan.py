@@ -87,7 +87,7 @@ def test_costs_are_the_kl_of_the_completed_distribution_and_the_error_by_chance(
         Targets(method="top_p", p=0.7, k=9, temperatures=[1.0, 2.0]),
         Targets(method="top_p", p=1.0, k=50, temperatures=[1.0, 2.0]),
     ):
-        soft = choose(logits.clone(), targets)
+        soft = choose(logits.clone(), targets).to_host()
         completed, mass = torch.zeros_like(p), 0.0
         for row in range(len(p)):
             kept = soft.ids[row][soft.ids[row] >= 0].astype(np.int64)
