@@ -25,6 +25,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 import ray
 
 from distributed_kd.cache.manifest import PARTS, CacheManifest, Receipt
+from distributed_kd.launch.ray_session import ray_session
 from distributed_kd.recipe import Recipe, parse
 from distributed_kd.store.digest import fingerprint
 from distributed_kd.store.index import ShardEntry
@@ -75,13 +76,14 @@ def shards_per_second(replicas: int, shards: int) -> float:
         runtime_env={"env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}},
     )  # fmt: skip
     try:
-        fleet = Fleet(recipe)
-        fleet.fit(shards)
-        while fleet.size < replicas:
-            fleet.wait(1.0)
-        begun = time.perf_counter()
-        done = [receipt for receipt in run(fleet, Schedule(range(shards)), manifest) if receipt is not None]
-        seconds = time.perf_counter() - begun
+        with ray_session(None) as cluster:
+            fleet = Fleet(recipe, cluster)
+            fleet.fit(shards)
+            while fleet.size < replicas:
+                fleet.wait(1.0)
+            begun = time.perf_counter()
+            done = [receipt for receipt in run(fleet, Schedule(range(shards)), manifest) if receipt is not None]
+            seconds = time.perf_counter() - begun
     finally:
         ray.shutdown()
     assert sorted(receipt.entry.shard for receipt in done) == list(range(shards))

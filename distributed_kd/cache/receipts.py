@@ -1,14 +1,14 @@
 """The receipts of an unfinished cache, up to millions: columns in memory, and few files in the store.
 
-As objects a million receipts take 1.5 GB. As columns they take 77 bytes each, and one is made when it is asked for.
+As objects a million receipts take 1.8 GB. As columns they take 77 bytes each, and one is made when it is asked for.
 
 A worker puts each receipt as a file of its own, which needs no other worker and no lock. A million of such files are
 slow to come back to: by one request after the other, of 20 ms each, in five hours; by 64 at once in five minutes of
-waiting alone, after a listing that takes gigabytes. So when all shards of a group of 1000 are done, the driver writes
-their receipts as one file, a line each, and then removes the single ones. Groups are fixed ranges of shard numbers, so
-a group's file is the same bytes whoever writes it and however often. At each moment a receipt is in one of the two or
-in both; a single file counts before a line, since only a repair writes it later. A group that a shard is missing of
-stays single files, which are read 64 at once.
+waiting alone, after a listing that takes a gigabyte of memory. So when all shards of a group of 1000 are done, the
+driver writes their receipts as one file, a line each, and then removes the single ones. Groups are fixed ranges of
+shard numbers, so a group's file is the same bytes whoever writes it and however often. At each moment a receipt is in
+one of the two or in both; a single file counts before a line, since only a repair writes it later. A group that a shard
+is missing of stays single files, which are read 64 at once.
 """
 
 from __future__ import annotations
