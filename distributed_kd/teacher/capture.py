@@ -211,7 +211,7 @@ def run(fleet: Fleet, schedule: Schedule, manifest: CacheManifest) -> Iterator[R
                 lost = schedule.lose(event.replica, event.value)
                 having = f" with shard {' and '.join(map(str, lost))}" if lost else ""
                 console.say(f"cache: {event.replica} was lost{having}: {event.value}")
-                if schedule.is_hopeless(fleet.size):
+                if schedule.is_hopeless(fleet.alive):
                     raise WorkError(
                         f"{schedule.lost_in_a_row} replicas were lost one after the other, the last: {event.value}; "
                         "what is written stays good: mend the cause and run the same command"

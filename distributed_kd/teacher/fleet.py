@@ -62,6 +62,11 @@ class Fleet:
         """Replicas that have loaded their teacher."""
         return len(self._held)
 
+    @property
+    def alive(self) -> int:
+        """Replicas that are there, those included that load or wait for a place."""
+        return len(self._handles)
+
     def with_room(self, waiting: int) -> list[str]:
         """Replicas that another shard can be given to, once for each, emptiest first.
 

@@ -25,6 +25,7 @@ class Schedule:
         self._losses: dict[int, int] = {}
         self.in_work: dict[str, list[int]] = {}  # by replica
         self.set_aside: dict[int, str] = {}  # by shard: why
+        self._proven: set[str] = set()  # replicas that have finished a shard
         self.failures = 0  # errors and losses
         self.lost_in_a_row = 0
 
@@ -56,6 +57,7 @@ class Schedule:
         self._take(replica, shard)
         self._errors.pop(shard, None)
         self._losses.pop(shard, None)
+        self._proven.add(replica)
         self.lost_in_a_row = 0
 
     def fail(self, replica: str, shard: int, reason: str) -> None:
@@ -74,7 +76,9 @@ class Schedule:
         """The replica is gone; returns the shards that it had in work."""
         shards = self.in_work.pop(replica, [])
         self.failures += 1
-        self.lost_in_a_row += 1
+        if shards or replica not in self._proven:  # one that has worked and waits says nothing of the work
+            self.lost_in_a_row += 1
+        self._proven.discard(replica)
         for shard in shards:
             self._losses[shard] = self._losses.get(shard, 0) + 1
             if self._losses[shard] >= MOST_LOSSES:

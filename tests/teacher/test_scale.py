@@ -28,9 +28,9 @@ def scale() -> Any:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_many_losses_and_a_store_that_refuses(scale: Any, tmp_path: Path, seed: int) -> None:
     print(f"seed {seed}")
-    world = scale.World(shards=2000, replicas=50, life=0.2, puts=2, seed=seed)
+    world = scale.World(shards=2000, replicas=50, life=0.5, puts=2, seed=seed)
     row = scale.simulate(world, str(tmp_path))  # asserts that each shard was done once
-    assert row["lost_replicas"] > 200
+    assert row["lost_replicas"] > 60
     assert row["refused_puts"] > 100
     assert row["peak_puts_per_second"] == 2
     assert 0.3 < row["teacher_share"] < 0.95

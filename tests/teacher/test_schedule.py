@@ -102,3 +102,15 @@ def test_losses_one_after_the_other_are_hopeless_and_a_receipt_is_hope() -> None
         assert not schedule.is_hopeless(replicas=2)
         schedule.lose(f"s{number}", "gone")
     assert schedule.is_hopeless(replicas=2)
+
+
+def test_replicas_that_wait_for_the_last_shard_may_be_lost_without_hope_being_lost() -> None:
+    schedule = Schedule(range(40))
+    for number in range(39):
+        shard = schedule.give(f"r{number}")
+        assert shard is not None
+        schedule.finish(f"r{number}", shard)
+    schedule.give("last")
+    for number in range(39):
+        schedule.lose(f"r{number}", "preempted")
+        assert not schedule.is_hopeless(replicas=1)
