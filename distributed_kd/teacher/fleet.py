@@ -66,9 +66,7 @@ class Fleet:
         asked = self._recipe.capture.device
         has_gpus = self._cluster.resources.get("GPU", 0) >= 1
         if asked == "gpu" and not has_gpus:
-            console.say(
-                "cache: the cluster has no GPU now; replicas wait for nodes that have some (capture.device: gpu)"
-            )
+            console.say("cache: the cluster has no GPU now; replicas wait for one, since capture.device is gpu")
         return has_gpus if asked == "auto" else asked == "gpu"
 
     def fit(self, work: int) -> None:
