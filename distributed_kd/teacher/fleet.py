@@ -82,9 +82,7 @@ class Fleet:
         asked = self._recipe.capture.device
         has_gpus = any(own.get("GPU", 0) >= 1 for own in self._cluster.nodes)
         if asked == "gpu" and not has_gpus:
-            console.say(
-                "cache: the cluster has no GPU now; replicas wait for nodes that have some (capture.device: gpu)"
-            )
+            console.say("cache: the cluster has no GPU now; replicas wait for one, since capture.device is gpu")
         return has_gpus if asked == "auto" else asked == "gpu"
 
     def fit(self, work: int) -> None:

@@ -20,7 +20,9 @@ import psutil
 from tests.commands import ROOT
 
 BIN = Path(sys.executable).parent
-HEAD, PORT = "10.213.0.1", 6379
+# `ray start` looks through all processes of the machine for a head of the same address: another run has another one.
+_NETWORK = f"10.213.{os.getpid() % 250}"
+HEAD, PORT = f"{_NETWORK}.1", 6379
 ADDRESS = f"{HEAD}:{PORT}"
 # A host that does not answer is dead after 7 checks of 1 + 5 seconds: later than the 30 seconds that a link may be cut
 # for, sooner than Ray's own minute and more. Not after one check: a connection that breaks is a failed check as well.
@@ -92,7 +94,7 @@ class TwoHosts:
     def __init__(self, folder: Path) -> None:
         tag = f"dkd{os.getpid() % 10_000}"
         self.a = Host(f"{tag}a", HEAD, folder / "a")
-        self.b = Host(f"{tag}b", "10.213.0.2", folder / "b")
+        self.b = Host(f"{tag}b", f"{_NETWORK}.2", folder / "b")
         self.hosts = (self.a, self.b)
         for host in self.hosts:
             _ip("netns", "add", host.name)
