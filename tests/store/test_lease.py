@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -36,6 +37,28 @@ def test_it_is_held_and_renewed_while_the_work_goes_on_and_gone_afterwards(tmp_p
     with pytest.raises(ZeroDivisionError), lease(store, "dkd cache"):
         raise ZeroDivisionError
     assert not store.exists(LEASE_NAME)
+
+
+def test_it_is_left_to_expire_where_the_store_no_longer_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+
+    class Silent(Store):
+        def read(self, name: str, at_most: int | None = None) -> bytes:
+            assert answers.wait(30), "the block's end waited for it"
+            return super().read(name, at_most)
+
+    monkeypatch.setattr("distributed_kd.store.lease._RETURN_SECONDS", 0.1)
+    answers.set()
+    with lease(Silent(str(tmp_path)), "dkd cache"):
+        answers.clear()
+    assert (tmp_path / LEASE_NAME).exists()
+    answers.set()
+    deadline = time.monotonic() + 20
+    while (tmp_path / LEASE_NAME).exists():
+        assert time.monotonic() < deadline, "it is not given back where the store answers again"
+        time.sleep(0.01)
 
 
 def test_a_second_holder_is_refused_and_an_expired_or_broken_lease_is_none(tmp_path: Path) -> None:
