@@ -98,8 +98,8 @@ def _repair(recipe: Recipe, store: Store, manifest: CacheManifest, sequences: Se
             del receipts[shard]
     if lost or TABLES_NAME in lost_files:
         console.say(f"repair: computing {len(lost)} of {manifest.shards} shards again")
-        positions = sequences.shards("train").positions
-        compute(recipe, manifest, positions, np.array(sorted(lost)), receipts, make_tables=TABLES_NAME in lost_files)
+        positions, missing = sequences.shards("train").positions, np.array(sorted(lost), np.int64)
+        compute(recipe, manifest, positions, missing, receipts, make_tables=TABLES_NAME in lost_files)
 
     changed = [shard for shard in sorted(lost) if shard in known and receipts[shard].entry != known[shard]]
     if index_is_good and not changed:
