@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from distributed_kd.errors import RequestError, not_yet
+from distributed_kd.store.failures import without_secrets
 
 
 class Section(BaseModel):
@@ -319,12 +320,25 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recip
 
 def parse(data: dict[str, Any], where: str = "recipe") -> Recipe:
     """Validates a mapping. Raises `RequestError`: one line that names `where`, the key and the remedy."""
+    _refuse_secrets(data, where)
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
         raise RequestError(f"{where}: {_one_line(error)}") from error
     recipe.refuse_what_is_not_built()
     return recipe
+
+
+def _refuse_secrets(data: Any, where: str, key: str = "") -> None:
+    """A recipe is written beside each artifact and sent to clusters: nothing in it may open a store."""
+    pairs = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for name, value in pairs:
+        _refuse_secrets(value, where, f"{key}.{name}".lstrip("."))
+    if isinstance(data, str) and without_secrets(data) != data:
+        raise RequestError(
+            f"{where}: {key}: a password or a signature in a URL would be written down; leave it out and give it in "
+            "the environment"
+        )
 
 
 def dump(recipe: Recipe) -> str:

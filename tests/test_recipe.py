@@ -91,6 +91,14 @@ def test_a_codec_that_does_not_keep_the_targets_is_refused(targets: dict[str, An
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["workdir", "corpus.source", "teachers"])
+def test_a_password_in_a_url_is_refused_and_not_told(key: str) -> None:
+    url = "s3://KEY:SECRET@bucket/folder"
+    with pytest.raises(RequestError, match=f"{key}.*: a password or a signature in a URL") as caught:
+        parse(changed(key, [{"model": url}] if key == "teachers" else url))
+    assert "SECRET" not in str(caught.value)
+
+
 def test_a_divergence_that_drawn_targets_would_bias_is_refused_by_name() -> None:
     drawn = MINIMAL | {"targets": {"method": "sample", "draws": 9}}
     with pytest.raises(RequestError, match=r"objective\.divergence reverse_kl is biased for targets that are drawn"):

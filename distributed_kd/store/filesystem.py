@@ -152,7 +152,8 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
     except ImportError as error:
         scheme = uri.split(":")[0]
         raise RequestError(
-            f"{uri}: no driver for {scheme}:// here ({error}); for s3:// run `pip install 'distributed-kd[s3]'`"
+            f"{uri}: no driver for {scheme}:// here ({error}); for s3:// run `pip install 'distributed-kd[s3]'`, for "
+            "gs:// `pip install 'distributed-kd[gcs]'`"
         ) from error
     except ValueError as error:
         raise RequestError(f"{uri} is not a path or URL this can open: {error}") from error
