@@ -152,7 +152,7 @@ class SimulatedFleet(Fleet):
         self.clock, self.prefix, self.drawn = Clock(), Prefix(world.puts), random.Random(world.seed)
         self._held: dict[str, int] = {}  # as in `Fleet`: a loaded replica to how many shards it has
         self._handles: dict[str, Machine] = {}  # loading ones, too
-        self._placed: dict[Any, str] = {}  # none waits for a place
+        self._unplaced: dict[Any, str] = {}  # none waits for a place
         self.happens: list[tuple[float, int, str, str, int, int]] = []
         self.ordinal = itertools.count()
         self.places_taken = self.named = self.lost = 0

@@ -168,7 +168,7 @@ def compute(
         store = Store(recipe.workdir).child(FOLDER)
         if CacheManifest.read(store) != manifest:
             manifest.put(store)
-        schedule = Schedule(missing.tolist())
+        schedule = Schedule(missing)
         left, total = int(positions[missing].sum()), int(positions.sum())
         progress = Progress(manifest.shards, total, manifest.shards - len(missing), total - left)
         metrics = Metrics(store.uri)
@@ -211,7 +211,7 @@ def run(fleet: Fleet, schedule: Schedule, manifest: CacheManifest) -> Iterator[R
                 lost = schedule.lose(event.replica, event.value)
                 having = f" with shard {' and '.join(map(str, lost))}" if lost else ""
                 console.say(f"cache: {event.replica} was lost{having}: {event.value}")
-                if schedule.is_hopeless(fleet.alive):
+                if schedule.is_hopeless(fleet.placed):
                     raise WorkError(
                         f"{schedule.lost_in_a_row} replicas were lost one after the other, the last: {event.value}; "
                         "what is written stays good: mend the cause and run the same command"

@@ -48,7 +48,7 @@ class Fleet:
         self._store = Store(recipe.workdir).child(FOLDER)
         self._uses_gpus = self._decide_device()
         self._handles: dict[str, Any] = {}
-        self._placed: dict[Any, str] = {}  # the first answer of a replica that has been given a place, if it has
+        self._unplaced: dict[Any, str] = {}  # the first answer, due once it has a place
         self._preparing: dict[Any, str] = {}  # loading, or making the code tables
         self._held: dict[str, int] = {}  # how many shards each of the others has
         self._tasks: dict[Any, tuple[str, int, str]] = {}  # what is in work: replica, shard, the cache's fingerprint
@@ -63,9 +63,9 @@ class Fleet:
         return len(self._held)
 
     @property
-    def alive(self) -> int:
-        """Replicas that are there, those included that load or wait for a place."""
-        return len(self._handles)
+    def placed(self) -> int:
+        """Replicas that the cluster has given a place, those included that still load their teacher."""
+        return len(self._handles) - len(self._unplaced)
 
     def with_room(self, waiting: int) -> list[str]:
         """Replicas that another shard can be given to, once for each, emptiest first.
@@ -119,7 +119,7 @@ class Fleet:
         name = f"replica {self._started}"
         self._started += 1
         self._handles[name] = actor.remote(self._recipe)
-        self._placed[self._ask_progress(name)] = name
+        self._unplaced[self._ask_progress(name)] = name
         self._preparing[self._handles[name].load.remote()] = name
 
     def _ask_progress(self, replica: str) -> Any:
@@ -161,7 +161,7 @@ class Fleet:
         `WorkError` where the cluster is gone.
         """
         self._cluster.check()
-        references = [*self._tasks, *self._preparing, *self._placed]
+        references = [*self._tasks, *self._preparing, *self._unplaced]
         if not references:
             time.sleep(seconds)
             return []
@@ -171,9 +171,9 @@ class Fleet:
         return [event for reference in ready for event in self._events(reference)] + self._stalled()
 
     def _events(self, reference: Any) -> list[Event]:
-        if reference in self._placed:
+        if reference in self._unplaced:
             # From here on it can hang; before, it may wait for a place as long as it takes.
-            self._seen.setdefault(self._placed.pop(reference), (-1, time.monotonic()))
+            self._seen.setdefault(self._unplaced.pop(reference), (-1, time.monotonic()))
             return []
         if reference in self._preparing:
             return self._prepared(reference)
@@ -221,7 +221,7 @@ class Fleet:
         ray.kill(self._handles.pop(replica))
         self._seen.pop(replica, None)
         self._held.pop(replica, None)
-        for references in (self._placed, self._preparing):
+        for references in (self._unplaced, self._preparing):
             for reference in [reference for reference, own in references.items() if own == replica]:
                 del references[reference]
         had = {reference: own for reference, own in self._tasks.items() if own[0] == replica}
