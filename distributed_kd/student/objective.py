@@ -123,10 +123,15 @@ class _Chunked(torch.autograd.Function):
             grad = grad.to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mm(grad, weight, out=grad_hidden[begin : begin + chunk])
-            if grad_weight is not None:
+            if grad_weight is not None and rows.dtype == torch.float32:
+                grad_weight.addmm_(grad.T, rows)  # no second tensor of its size
+            elif grad_weight is not None:
                 grad_weight += grad.T @ rows
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
+        ctx.is_spent = (
+            False  # backward scales the gradients in place: a copy of the head's would be as large as the head
+        )
         total = alpha * temperature**2 * diverged
         if alpha < 1.0:
             total = total + (1.0 - alpha) * cross_entropy
@@ -138,12 +143,15 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.is_spent:
+            raise RuntimeError("the first backward pass took this loss's gradients; compute the loss again")
+        ctx.is_spent = True
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
         weight_dtype, bias_dtype = ctx.dtypes
         return (
-            None if grad_hidden is None else grad_hidden * grad_total,
-            None if grad_weight is None else (grad_weight * grad_total).to(weight_dtype),
-            None if grad_bias is None else (grad_bias * grad_total).to(bias_dtype),
+            None if grad_hidden is None else grad_hidden.mul_(grad_total),
+            None if grad_weight is None else grad_weight.mul_(grad_total).to(weight_dtype),
+            None if grad_bias is None else grad_bias.mul_(grad_total).to(bias_dtype),
             None, None, None, None, None, None,
         )  # fmt: skip
 

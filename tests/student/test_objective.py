@@ -173,6 +173,15 @@ def test_logits_exist_for_a_chunk_of_positions_at_a_time(monkeypatch: pytest.Mon
     assert max(rows) == 5
 
 
+def test_a_second_backward_pass_is_an_error_and_not_a_wrong_gradient() -> None:
+    made = case(7, 1.0)
+    hidden = made["hidden"].clone().requires_grad_()
+    loss = linear_distillation_loss(hidden, Head(made["weight"]), made["targets"], temperature=1.0, alpha=0.5)
+    loss.total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="compute the loss again"):
+        loss.total.backward()
+
+
 def test_a_frozen_head_gets_no_gradient() -> None:
     made = case(7, 1.0)
     hidden = made["hidden"].clone().requires_grad_()
