@@ -20,7 +20,6 @@ from distributed_kd.recipe import Recipe, parse
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import LIMITS, ShardEntry, ShardIndex
 from tests.store.killing import kills, steps_of
-from tests.store.test_s3 import bucket  # noqa: F401 - a fixture
 
 KEY = "f" * 64
 SHARDS = 8  # two groups of three, and two shards that make up no group
@@ -220,7 +219,7 @@ def test_a_file_of_another_name_is_refused(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_in_a_bucket(bucket: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_in_a_bucket(bucket: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in bucket.items():
         monkeypatch.setenv(name, value)
     store = Store("s3://bucket/receipts-of-a-cache")
