@@ -211,7 +211,11 @@ class Trainer(Section):
     epochs: Positive | None = None
     learning_rate: float = Field(1e-4, gt=0.0)
     warmup_fraction: Fraction = Field(0.1, description="share of the steps in which the rate rises linearly")
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
+        "cosine",
+        description="of the learning rate after the warm-up; wsd: constant, then linear to 0 over `decay_fraction`",
+    )
+    decay_fraction: Fraction = Field(0.2, description="wsd: share of the steps, the last ones, in which the rate falls")
     weight_decay: float = Field(0.0, ge=0.0)
     gradient_clipping: float = Field(1.0, ge=0.0, description="0: none")
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -226,6 +230,8 @@ class Trainer(Section):
             raise ValueError("give either `steps` or `epochs`")
         if self.global_batch % self.micro_batch:
             raise ValueError(f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}")
+        if self.schedule == "wsd" and self.warmup_fraction + self.decay_fraction > 1.0 + 1e-9:
+            raise ValueError("warmup_fraction + decay_fraction is more than 1")
         return self
 
 

@@ -55,17 +55,30 @@ def zero_stage(config: dict[str, Any]) -> int:
 def start_engine(model: DistillationModel, trainer: Trainer, config: dict[str, Any], steps: int) -> Any:
     """The engine; its optimizer has only the parameters that are trained."""
     import deepspeed
-    from transformers import get_scheduler
 
-    warmup = round(trainer.warmup_fraction * steps)
-    name = {"cosine": "cosine", "constant": "constant_with_warmup"}[trainer.schedule]
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],
         config=config,
-        lr_scheduler=lambda optimizer: get_scheduler(name, optimizer, warmup, steps),
+        lr_scheduler=lambda optimizer: learning_rate_schedule(trainer, optimizer, steps),
     )
     return engine
+
+
+def learning_rate_schedule(trainer: Trainer, optimizer: Any, steps: int) -> Any:
+    """The recipe's schedule over so many steps: a linear warm-up, then what `trainer.schedule` says.
+
+    wsd (warm-up, stable, decay): Hu et al., "MiniCPM", 2024.
+    """
+    from transformers import get_scheduler
+
+    warmup = round(trainer.warmup_fraction * steps)
+    if trainer.schedule == "wsd":
+        decay = min(steps - warmup, round(trainer.decay_fraction * steps))
+        more = {"num_decay_steps": decay, "decay_type": "linear"}
+        return get_scheduler("warmup_stable_decay", optimizer, warmup, steps, scheduler_specific_kwargs=more)
+    name = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}[trainer.schedule]
+    return get_scheduler(name, optimizer, warmup, steps)
 
 
 def _user_config(given: dict[str, Any] | str) -> dict[str, Any]:

@@ -3,21 +3,27 @@
 The loss is a sum over positions divided by the positions of the *global* batch, so the same batch gives the same
 gradient however it is split over ranks and micro-batches. DeepSpeed averages over ranks and accumulation steps;
 each micro-batch's sum is therefore scaled by world * accumulation / positions.
+
+A loss that is not finite stops all ranks before the optimizer sees it, with the sequences that gave it: the weights,
+and the last checkpoint, are what they were.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from distributed_kd.errors import WorkError
-from distributed_kd.recipe import Trainer
+from distributed_kd.recipe import Objective, Trainer
 from distributed_kd.student import checkpoint
 from distributed_kd.student.stream import MicroBatch, Stream
+
+_NAMED = 8  # sequences in an error's line
 
 
 def train(
@@ -44,20 +50,19 @@ def take_step(engine: Any, micro_batches: list[MicroBatch]) -> dict[str, float]:
     positions = _sum_over_ranks([float(sum(len(batch.targets) for batch in micro_batches))], engine.device)[0]
     learning_rate = engine.get_lr()[0]
     scale = torch.distributed.get_world_size() * len(micro_batches) / max(1.0, positions)
-    sums = [0.0, 0.0]
-    for batch in micro_batches:
+    found: list[tuple[float, float]] = []  # cross-entropy and divergence of each micro-batch
+    for place, batch in enumerate(micro_batches, start=1):
         loss = engine(batch.to(engine.device), scale)
         engine.backward(loss)
-        engine.step()
         parts = engine.module.last_loss
-        sums = [sums[0] + parts.cross_entropy.item(), sums[1] + parts.divergence.item()]
-    cross_entropy, divergence = (value / max(1.0, positions) for value in _sum_over_ranks(sums, engine.device))
-    objective = engine.module.objective
-    loss_value = objective.alpha * objective.temperature**2 * divergence
-    if objective.alpha < 1.0:
-        loss_value += (1.0 - objective.alpha) * cross_entropy
-    if not torch.isfinite(torch.tensor(loss_value)):
-        raise WorkError(f"the loss is {loss_value} at step {engine.global_steps}; lower trainer.learning_rate")
+        found.append((parts.cross_entropy.item(), parts.divergence.item()))
+        if place == len(micro_batches):
+            sums = _sum_over_ranks([sum(values) for values in zip(*found, strict=True)], engine.device)
+            cross_entropy, divergence = (value / max(1.0, positions) for value in sums)
+            loss_value = _loss_of(engine.module.objective, cross_entropy, divergence)
+            if not math.isfinite(loss_value):
+                _refuse(engine, loss_value, micro_batches, found)
+        engine.step()
     metrics = {
         "loss": loss_value,
         "divergence": divergence,
@@ -66,7 +71,31 @@ def take_step(engine: Any, micro_batches: list[MicroBatch]) -> dict[str, float]:
         "gradient_norm": float(engine.get_global_grad_norm() or 0.0),
         "seconds": time.monotonic() - begun,
     }
-    return metrics if objective.alpha == 1.0 else {**metrics, "cross_entropy": cross_entropy}
+    return metrics if engine.module.objective.alpha == 1.0 else {**metrics, "cross_entropy": cross_entropy}
+
+
+def _loss_of(objective: Objective, cross_entropy: float, divergence: float) -> float:
+    """cross_entropy is not read at alpha = 1."""
+    soft = objective.alpha * objective.temperature**2 * divergence
+    return soft if objective.alpha == 1.0 else soft + (1.0 - objective.alpha) * cross_entropy
+
+
+def _refuse(engine: Any, loss: float, micro_batches: list[MicroBatch], found: list[tuple[float, float]]) -> NoReturn:
+    """All ranks call it. Raises `WorkError` naming the sequences of the micro-batches whose loss is not finite."""
+    own = [
+        f"{number} (shard {shard})"
+        for batch, parts in zip(micro_batches, found, strict=True)
+        if not math.isfinite(_loss_of(engine.module.objective, *parts))
+        for number, shard in zip(batch.sequence_ids, batch.shards, strict=True)
+    ]
+    of_ranks: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(of_ranks, own)
+    bad = [name for names in of_ranks for name in names]
+    named = ", ".join(bad[:_NAMED]) + (f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else "")
+    raise WorkError(
+        f"the loss is {loss} at step {engine.global_steps}, from sequences {named}; the weights did not take it: lower "
+        "trainer.learning_rate or look at these sequences; the same command goes on from the last checkpoint"
+    )
 
 
 def _sum_over_ranks(values: list[float], device: torch.device) -> list[float]:

@@ -11,7 +11,7 @@ import pytest
 from distributed_kd.errors import RequestError
 from distributed_kd.recipe import Trainer
 from distributed_kd.student.build import which_layers
-from distributed_kd.student.engine import deepspeed_config, zero_stage
+from distributed_kd.student.engine import deepspeed_config, learning_rate_schedule, zero_stage
 from tests.commands import ROOT
 
 
@@ -64,6 +64,28 @@ def test_every_configuration_that_comes_with_the_project_is_taken() -> None:
     assert files
     for file in files:
         deepspeed_config(trainer(deepspeed=str(file)), world=1)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", {0: 0.0, 5: 0.5, 10: 1.0, 50: 1.0, 99: 1.0}),
+        ("linear", {0: 0.0, 5: 0.5, 10: 1.0, 55: 0.5, 99: 1 / 90, 100: 0.0}),
+        ("cosine", {0: 0.0, 5: 0.5, 10: 1.0, 55: 0.5, 100: 0.0}),
+        ("wsd", {0: 0.0, 5: 0.5, 10: 1.0, 45: 1.0, 79: 1.0, 80: 1.0, 90: 0.5, 99: 0.05, 100: 0.0}),
+    ],
+)
+def test_the_learning_rate_is_the_schedules_at_its_edges(schedule: str, expected: dict[int, float]) -> None:
+    import torch
+
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    found = learning_rate_schedule(trainer(schedule=schedule, warmup_fraction=0.1), optimizer, steps=100)
+    rates = {}
+    for step in range(101):
+        rates[step] = found.get_last_lr()[0]
+        optimizer.step()
+        found.step()
+    assert {step: rates[step] for step in expected} == pytest.approx(expected, abs=1e-12)
 
 
 def test_layers_evenly_spread_have_the_first_and_the_last() -> None:
