@@ -58,6 +58,7 @@ def test_the_line_runs_then_skips_and_trains_without_the_teacher(
     metrics = [json.loads(line) for line in (work / "student" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in metrics] == list(range(12))
     assert metrics[-1]["loss"] < metrics[0]["loss"]
+    assert all(0.0 <= line["data_wait"] < 1.0 for line in metrics)
 
     before = files_of(work)
     done = dkd("run", recipe)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,13 +36,21 @@ def train(
     checkpoints: Path,
     report: Callable[[list[dict[str, Any]]], None],
 ) -> None:
-    """Takes the optimizer steps of `steps`, adding one mapping to `metrics` for each."""
-    for step, micro_batches in zip(steps, stream.steps(steps.start, steps.stop), strict=True):
-        metrics.append({"step": step, **take_step(engine, micro_batches)})
-        report(metrics)
-        done = step + 1
-        if trainer.checkpoint_every and done % trainer.checkpoint_every == 0 and done < steps.stop:
-            checkpoint.save(engine, checkpoints, done, metrics, trainer.keep_checkpoints)
+    """Takes the optimizer steps of `steps`, adding one mapping to `metrics` for each.
+
+    `data_wait` is the share of a step's time in which this rank waited for the cache.
+    """
+    with closing(stream.steps(steps.start, steps.stop)) as batches:
+        for step in steps:
+            begun = time.monotonic()
+            micro_batches = next(batches)
+            waited = time.monotonic() - begun
+            line = take_step(engine, micro_batches)
+            metrics.append({"step": step, **line, "data_wait": waited / (waited + line["seconds"])})
+            report(metrics)
+            done = step + 1
+            if trainer.checkpoint_every and done % trainer.checkpoint_every == 0 and done < steps.stop:
+                checkpoint.save(engine, checkpoints, done, metrics, trainer.keep_checkpoints)
 
 
 def take_step(engine: Any, micro_batches: list[MicroBatch]) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,7 +70,7 @@ class Stream:
         self.rank, self.world = rank, world
         self.micro_batch, self.temperature = micro_batch, temperature
 
-    def steps(self, first_step: int, end_step: int) -> Iterator[list[MicroBatch]]:
+    def steps(self, first_step: int, end_step: int) -> Generator[list[MicroBatch]]:
         """An error of the reading thread is raised here, where its step is due."""
         ready: queue.Queue[list[MicroBatch] | BaseException] = queue.Queue(_AHEAD)
         stopped = threading.Event()

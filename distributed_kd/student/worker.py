@@ -103,7 +103,7 @@ def _reporter(notes: Path, rank: int, steps: int) -> Any:
         if rank == 0:
             last = metrics[-1]
             rate = last["positions"] / last["seconds"]
-            note = f"loss {last['loss']:.3f}, {rate:,.0f} positions/s"
+            note = f"loss {last['loss']:.3f}, {rate:,.0f} positions/s, data wait {last['data_wait']:.0%}"
             temporary = notes / "progress.json.tmp"
             temporary.write_text(json.dumps({"done": len(metrics), "total": steps, "note": note}))
             temporary.replace(notes / "progress.json")
