@@ -38,6 +38,12 @@ def load_causal_lm(folder: Path, dtype: torch.dtype, device: torch.device, devic
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    heads = getattr(load_config(folder).get_text_config(), "num_key_value_heads", None)
+    if devices > 1 and heads is not None and heads % devices:
+        raise RequestError(
+            f"model {folder}: its {heads} key-value heads cannot be divided over {devices} devices; choose a "
+            "devices_per_replica that divides them"
+        )
     settings: dict[str, Any] = {"device_map": {"": device}} if _is_quantised(folder) else {}
     if devices > 1:
         settings = {"distributed_config": DistributedConfig(tp_size=devices, tp_plan="auto")}

@@ -55,7 +55,7 @@ def _failure(where: str, what: str, error: Exception) -> StoreError:
         )
     if _is_refused(error):
         return StoreRefused(
-            f"{begin}: {reason_of(error)}; check that it is there, and that the credentials in this environment may"
+            f"{begin}: {reason_of(error)}; check that it is there, and that this environment's credentials allow it"
         )
     return StoreError(
         f"{begin}, tried again and again: {reason_of(error)}; what was written so far is good: when the store answers "

@@ -91,3 +91,13 @@ def test_a_teacher_without_a_plan_is_refused(ray_cluster: Any, toy_recipe: dict[
     prepare(recipe)
     with pytest.raises(RequestError, match="but `GPT2LMHeadModel` has no `tp_plan`"):
         stage.capture(recipe)
+
+
+def test_heads_that_do_not_divide_are_refused(toy_teacher: Path) -> None:
+    """Before any peer is waited for."""
+    import torch
+
+    from distributed_kd.models.load import load_causal_lm
+
+    with pytest.raises(RequestError, match="its 2 key-value heads cannot be divided over 3 devices"):
+        load_causal_lm(toy_teacher, torch.float32, torch.device("cpu"), devices=3)
