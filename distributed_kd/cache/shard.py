@@ -58,6 +58,17 @@ def encode(
     return data, parts
 
 
+def build_tables(rows: list[Row], codec_name: str, vocabulary: int, draws: int) -> bytes:
+    """Code tables of a codec that has some, made from these rows. draws: of `sample` targets, else 0.
+
+    Raises `ValueError` for targets that the codec does not keep.
+    """
+    build = codecs.find(codec_name).build_tables
+    assert build is not None  # asked for only then
+    _, tokens = _scored([row.sequence for row in rows])
+    return build(SoftTargets.concatenate([row.targets for row in rows]), tokens, vocabulary, draws)
+
+
 def decode(
     table: pa.Table,
     shard: int,

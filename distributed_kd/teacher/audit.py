@@ -35,7 +35,6 @@ from distributed_kd.errors import RequestError
 from distributed_kd.models.locate import identity, locate
 from distributed_kd.recipe import Capture, Targets, Teacher
 from distributed_kd.teacher.forward import TeacherForward
-from distributed_kd.teacher.plan_bytes import tables_of
 from distributed_kd.teacher.targets import choose, numbers_of
 
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -158,7 +157,7 @@ def _bytes(rows: list[Row], targets: SoftTargets, cache: LogitCache, variant: Ta
     codec, tables = cache.manifest.codec, None
     if codecs.find(codec).build_tables is not None:
         sample, own = own[::2], own[1::2] or own
-        tables = tables_of(sample, codec, variant, cache.manifest.vocabulary_size)
+        tables = shard.build_tables(sample, codec, cache.manifest.vocabulary_size, variant.draws or 0)
     data, _ = shard.encode(own, codec, cache.manifest.fingerprint, 0, tables)
     return len(data) / sum(len(row.targets) for row in own)
 

@@ -8,8 +8,8 @@ each half of the probe is encoded with the tables of the other half, and with th
 table positions saves some share of the bytes, and the next one `_SHRINKING` of that share: 3 to 4% a doubling from 1 to
 8 thousand positions, 1.8% of the ids from 25 to 147 thousand (K = 64, SmolLM2). From there the forecast goes to as many
 as the capture makes its tables from; to 61 thousand from 1 to 8, it came within 3% (K = 16, K = 64, 50 draws). Those
-positions, which may be a good part of a small corpus, are themselves cached, and
-are forecast as sequences under tables of their own.
+positions, which may be a good part of a small corpus, are themselves cached, and are forecast as sequences under tables
+of their own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import numpy as np
 
 from distributed_kd.cache import codecs, shard
 from distributed_kd.cache.shard import Row
-from distributed_kd.cache.soft_targets import SoftTargets
 from distributed_kd.recipe import Targets
 
 _SHRINKING = 0.8
@@ -64,14 +63,6 @@ def codec_for(targets: Targets, wanted: str) -> str:
     return "dense-1" if targets.method == "full" else "compact-1"
 
 
-def tables_of(rows: list[Row], codec: str, targets: Targets, vocabulary: int) -> bytes:
-    """Code tables of a codec that has some, from these rows."""
-    build = codecs.find(codec).build_tables
-    assert build is not None
-    tokens = np.concatenate([row.sequence.input_ids[row.sequence.loss_mask] for row in rows])
-    return build(SoftTargets.concatenate([row.targets for row in rows]), tokens, vocabulary, targets.draws or 0)
-
-
 def forecast(rows: list[Row], codec: str, targets: Targets, vocabulary: int, corpus: Corpus) -> Forecast:
     """The bytes of a cache of `corpus`, of which `rows` (four or more, a position at least in each) are a sample."""
     positions = np.array([len(row.targets) for row in rows], float)
@@ -82,8 +73,8 @@ def forecast(rows: list[Row], codec: str, targets: Targets, vocabulary: int, cor
     framings, tables_bytes, fewer_bytes = [], 0, 0
     for half in (0, 1):
         sample, rest = slice(half, None, 2), slice(1 - half, None, 2)
-        tables = tables_of(rows[sample], codec, targets, vocabulary)
-        fewer = tables_of(rows[sample][::2], codec, targets, vocabulary)
+        tables = shard.build_tables(rows[sample], codec, vocabulary, targets.draws or 0)
+        fewer = shard.build_tables(rows[sample][::2], codec, vocabulary, targets.draws or 0)
         others[rest], framing = _sizes(rows[rest], codec, tables, corpus.shard_sequences)
         own[sample], _ = _sizes(rows[sample], codec, tables, corpus.shard_sequences)
         of_fewer[rest], _ = _sizes(rows[rest], codec, fewer, corpus.shard_sequences)

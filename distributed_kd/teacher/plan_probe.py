@@ -20,7 +20,6 @@ from distributed_kd.corpus.batch import by_tokens
 from distributed_kd.corpus.sequences import Sequence
 from distributed_kd.recipe import Targets
 from distributed_kd.store.digest import fingerprint
-from distributed_kd.teacher.plan_bytes import tables_of
 from distributed_kd.teacher.replica import Replica
 from distributed_kd.teacher.targets import choose, numbers_of
 
@@ -103,11 +102,11 @@ class Probe(Replica):
 
     def beyond(self, rows: list[Row]) -> Beyond:
         """Seconds of table making, encoding and writing, the second time: the first compiles or loads the kernels."""
-        targets, codec = self.recipe.targets, self.recipe.capture.codec
-        positions = sum(len(row.targets) for row in rows)
+        codec, draws = self.recipe.capture.codec, self.recipe.targets.draws or 0
+        vocabulary, positions = self.teacher.vocabulary_size, sum(len(row.targets) for row in rows)
         for _ in range(2):
             begun = time.perf_counter()
-            tables = tables_of(rows, codec, targets, self.teacher.vocabulary_size) if self.has_tables else None
+            tables = shard.build_tables(rows, codec, vocabulary, draws) if self.has_tables else None
             made = time.perf_counter()
             data, _ = shard.encode(rows, codec, fingerprint({}), 0, tables)
             encoded = time.perf_counter()

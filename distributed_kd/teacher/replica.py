@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from distributed_kd.cache import codecs
 from distributed_kd.cache.manifest import FOLDER, CacheManifest, Receipt, put_tables, read_tables
-from distributed_kd.cache.shard import Row
-from distributed_kd.cache.soft_targets import SoftTargets
+from distributed_kd.cache.shard import Row, build_tables
 from distributed_kd.cache.writer import put_rows
 from distributed_kd.corpus.sequences import Sequence, Sequences
 from distributed_kd.errors import RequestError, WorkError
@@ -81,15 +79,12 @@ class Replica:
 
         Raises `WorkError`, and writes nothing, when they are not the `known` ones that shards were written with.
         """
-        build = codecs.find(self.recipe.capture.codec).build_tables
-        assert build is not None  # the driver asks only then
-        sample = self._sample(train_shards, self.recipe.capture.table_positions)
-        targets = SoftTargets.concatenate(self._targets(sample))
-        tokens = np.concatenate([sequence.input_ids[sequence.loss_mask] for sequence in sample])
+        codec, draws = self.recipe.capture.codec, self.recipe.targets.draws or 0
+        rows = self._rows(self._sample(train_shards, self.recipe.capture.table_positions))
         try:
-            data = build(targets, tokens, self.teacher.vocabulary_size, self.recipe.targets.draws or 0)
+            data = build_tables(rows, codec, self.teacher.vocabulary_size, draws)
         except ValueError as error:
-            raise RequestError(f"no code tables of {self.recipe.capture.codec} for these targets: {error}") from error
+            raise RequestError(f"no code tables of {codec} for these targets: {error}") from error
         if known is not None and (len(data), sha256(data)) != (known.bytes, known.sha256):
             raise WorkError(
                 f"the code tables made here are not those that {self.store.uri} was written with (another device or "
@@ -111,12 +106,12 @@ class Replica:
         """One shard: read, run, encode, write, then the receipt."""
         if self.tables is None:
             self.tables = read_tables(self.store, manifest.tables)
-        sequences = self.sequences.read(shard)
-        rows = [Row(sequence, own) for sequence, own in zip(sequences, self._targets(sequences), strict=True)]
-        return put_rows(self.store, manifest, shard, rows, self.tables)
+        return put_rows(self.store, manifest, shard, self._rows(self.sequences.read(shard)), self.tables)
 
-    def _targets(self, sequences: list[Sequence]) -> list[SoftTargets]:
-        return self.accelerator.submit(lambda: self.teacher(sequences)).result()
+    def _rows(self, sequences: list[Sequence]) -> list[Row]:
+        """With the targets that the teacher gives them, when the accelerator has time for it."""
+        targets = self.accelerator.submit(lambda: self.teacher(sequences)).result()
+        return [Row(sequence, own) for sequence, own in zip(sequences, targets, strict=True)]
 
     def peak_memory_bytes(self) -> int:
         return peak_memory_bytes()

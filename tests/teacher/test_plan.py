@@ -21,7 +21,7 @@ from distributed_kd.errors import RequestError
 from distributed_kd.recipe import Capture, Targets, Teacher, parse
 from distributed_kd.teacher.forward import TeacherForward
 from distributed_kd.teacher.plan import _makespan, _pace, plan
-from distributed_kd.teacher.plan_bytes import Corpus, forecast, sum_of_shrinking, tables_of
+from distributed_kd.teacher.plan_bytes import Corpus, forecast, sum_of_shrinking
 from distributed_kd.teacher.plan_probe import Timed, _Whole
 from distributed_kd.teacher.targets import choose
 from tests import toys
@@ -57,7 +57,7 @@ def test_bytes_are_those_of_the_cache_that_is_written(
     soft = TeacherForward(Teacher(model=str(toy_teacher), dtype="float32"), keeps, Capture())(sequences)
     rows = [Row(sequence, own) for sequence, own in zip(sequences, soft, strict=True)]
     sample, has_tables = rows[::5], codecs.find(codec).build_tables is not None
-    tables = tables_of(sample, codec, keeps, V) if has_tables else None
+    tables = shard.build_tables(sample, codec, V, keeps.draws or 0) if has_tables else None
     real = sum(
         len(shard.encode(rows[begin : begin + shard_rows], codec, "f" * 64, 0, tables)[0])
         for begin in range(0, len(rows), shard_rows)
