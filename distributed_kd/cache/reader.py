@@ -39,11 +39,18 @@ class LogitCache:
 
         Only this sequence is decoded; its shard is read and checked once, and the last few are held.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"sequence {index} of {len(self)}")
-        place = int(np.searchsorted(self._ends, index, "right")) - 1
+        place = self._place_of(index)
         row = self._table(place).slice(index - int(self._ends[place]), 1)
         return _decode(self.store, self.manifest, self.entries[place], row, self.tables)[0]
+
+    def shard_of(self, index: int) -> int:
+        """The number of the shard that holds sequence `index`."""
+        return self.entries[self._place_of(index)].shard
+
+    def _place_of(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sequence {index} of {len(self)}")
+        return int(np.searchsorted(self._ends, index, "right")) - 1
 
     def batches(self, size: int) -> Iterator[list[Row]]:
         """Rows in shard order, `size` at a time; the last batch may be smaller."""

@@ -27,6 +27,8 @@ class MicroBatch:
     position_ids: Tensor  # [B, S] int64
     loss_mask: Tensor  # [B, S] bool
     targets: PositionTargets  # of the scored positions, row by row
+    sequence_ids: tuple[int, ...]  # of the rows, and
+    shards: tuple[int, ...]  # where the cache has them
 
     def to(self, device: torch.device) -> MicroBatch:
         targets = PositionTargets(
@@ -35,10 +37,11 @@ class MicroBatch:
             self.targets.log_p.to(device),
             self.targets.log_p_tail.to(device),
         )
-        return MicroBatch(self.input_ids.to(device), self.position_ids.to(device), self.loss_mask.to(device), targets)
+        inputs = (self.input_ids.to(device), self.position_ids.to(device), self.loss_mask.to(device))
+        return MicroBatch(*inputs, targets, self.sequence_ids, self.shards)
 
 
-def to_micro_batch(rows: list[Row], temperature: float) -> MicroBatch:
+def to_micro_batch(rows: list[Row], shards: list[int], temperature: float) -> MicroBatch:
     batch = collate([row.sequence for row in rows])
     targets = SoftTargets.concatenate([row.targets for row in rows])
     log_p, log_p_tail = targets.log_probabilities(temperature)
@@ -52,6 +55,8 @@ def to_micro_batch(rows: list[Row], temperature: float) -> MicroBatch:
             torch.from_numpy(log_p),
             torch.from_numpy(log_p_tail),
         ),
+        tuple(row.sequence.sequence_id for row in rows),
+        tuple(shards),
     )
 
 
@@ -100,8 +105,10 @@ class Stream:
             thread.join()
 
     def _step(self, step: int) -> list[MicroBatch]:
-        rows = [self.cache[int(index)] for index in self.order.rank_batch(step, self.rank, self.world)]
+        numbers = [int(index) for index in self.order.rank_batch(step, self.rank, self.world)]
+        rows = [self.cache[number] for number in numbers]
+        shards = [self.cache.shard_of(number) for number in numbers]
         return [
-            to_micro_batch(rows[begin : begin + self.micro_batch], self.temperature)
-            for begin in range(0, len(rows), self.micro_batch)
+            to_micro_batch(rows[at : at + self.micro_batch], shards[at : at + self.micro_batch], self.temperature)
+            for at in range(0, len(rows), self.micro_batch)
         ]

@@ -59,7 +59,8 @@ def main(out: Path, micro_batch: int, stage: int, model_folder: str) -> None:
     share = 8 // world
     rows = batch_rows()[rank * share : (rank + 1) * share]
     metrics = take_step(
-        engine, [to_micro_batch(rows[at : at + micro_batch], 2.0) for at in range(0, share, micro_batch)]
+        engine,
+        [to_micro_batch(rows[at : at + micro_batch], [0] * micro_batch, 2.0) for at in range(0, share, micro_batch)],
     )
     weights = gather_weights(model)
     if rank == 0:

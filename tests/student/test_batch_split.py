@@ -41,7 +41,7 @@ def exact(toy_student: Path) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(toy_student).double()
-    batch = to_micro_batch(batch_rows(), 2.0)
+    batch = to_micro_batch(batch_rows(), [0] * len(batch_rows()), 2.0)
     hidden = parts.body_of(model)(batch.input_ids, batch.position_ids)[batch.loss_mask]
     loss = linear_distillation_loss(
         hidden, parts.head_of(model), batch.targets, temperature=2.0, alpha=0.5, impl="reference"
