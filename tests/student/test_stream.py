@@ -1,0 +1,121 @@
+"""What ranks are given to train on: one order of sequences, as lists, however a batch is shared out and whenever it
+is begun."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from distributed_kd import cache
+from distributed_kd.cache.reader import LogitCache
+from distributed_kd.store.filesystem import Store
+from distributed_kd.student import stream as streams
+from distributed_kd.student.order import GlobalOrder
+from distributed_kd.student.stream import MicroBatch, Stream
+from tests.cache.caches import TEMPERATURES, make_cache
+
+BATCH = 8
+SEQUENCES = 20  # epochs end inside a batch: 20 is no multiple of 8
+STEPS = 9
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> LogitCache:
+    store = Store(str(tmp_path_factory.mktemp("cache")))
+    make_cache(store, "plain-1", shards=5, rows=4)
+    return cache.open(store)
+
+
+def rank_stream(opened: LogitCache, rank: int = 0, world: int = 1, micro_batch: int = 2, **said: Any) -> Stream:
+    """As a rank's worker makes it."""
+    order = GlobalOrder(opened.manifest.fingerprint, 3, len(opened), BATCH)
+    return Stream(opened, order, rank=rank, world=world, micro_batch=micro_batch, temperature=TEMPERATURES[0], **said)
+
+
+def ids_of(micro_batches: list[MicroBatch]) -> list[int]:
+    return [sequence for batch in micro_batches for sequence in batch.sequence_ids]
+
+
+def trained(opened: LogitCache, world: int, micro_batch: int, first: int = 0, end: int = STEPS) -> list[list[int]]:
+    """Of each step, the sequence ids of the global batch: the ranks' lists one after the other."""
+    ranks = [rank_stream(opened, rank, world, micro_batch).steps(first, end) for rank in range(world)]
+    return [[one for batches in step for one in ids_of(batches)] for step in zip(*ranks, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def whole(opened: LogitCache) -> list[list[int]]:
+    """The batches of one rank that takes each as a whole."""
+    return trained(opened, 1, BATCH)
+
+
+def test_batches_are_those_of_the_order_and_hold_the_sequences_that_they_name(
+    opened: LogitCache, whole: list[list[int]]
+) -> None:
+    order = GlobalOrder(opened.manifest.fingerprint, 3, SEQUENCES, BATCH)
+    assert whole == [order.batch(step).tolist() for step in range(STEPS)]
+    for batches in rank_stream(opened, micro_batch=3).steps(0, STEPS):
+        for batch in batches:
+            for row, number in enumerate(batch.sequence_ids):
+                ids = opened[number].sequence.input_ids.tolist()
+                assert batch.input_ids[row, : len(ids)].tolist() == ids
+
+
+@pytest.mark.parametrize(
+    ("world", "micro_batch"), [(w, m) for w in (1, 2, 4, 8) for m in (1, 2, 3, 4, 8) if m <= BATCH // w]
+)
+def test_batches_are_the_same_lists_for_every_world_and_micro_batch(
+    opened: LogitCache, whole: list[list[int]], world: int, micro_batch: int
+) -> None:
+    assert trained(opened, world, micro_batch) == whole
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 5, 100])
+@pytest.mark.parametrize("slow", ["reader", "trainer"])
+def test_batches_are_the_same_lists_however_far_is_read_ahead(
+    opened: LogitCache, whole: list[list[int]], monkeypatch: pytest.MonkeyPatch, ahead: int, slow: str
+) -> None:
+    monkeypatch.setattr(streams, "_AHEAD", ahead)
+    found = []
+    stream = rank_stream(opened)
+    if slow == "reader":
+        step = stream._step
+        monkeypatch.setattr(stream, "_step", lambda number: (time.sleep(0.01), step(number))[1])
+    for batches in stream.steps(0, STEPS):
+        found.append(ids_of(batches))
+        time.sleep(0.01 if slow == "trainer" else 0.0)
+    assert found == whole
+
+
+@pytest.mark.parametrize("first", range(STEPS + 1))
+def test_a_run_that_goes_on_from_a_step_gets_the_lists_that_were_left(
+    opened: LogitCache, whole: list[list[int]], first: int
+) -> None:
+    assert trained(opened, 2, 2, first) == whole[first:]
+
+
+def test_a_run_that_goes_on_in_other_worlds_gets_the_lists_of_one_that_did_not(
+    opened: LogitCache, whole: list[list[int]]
+) -> None:
+    """Stopped in the middle of an epoch and of reading ahead, three times."""
+    found = []
+    for world, micro_batch, end in ((4, 1, 2), (1, 8, 3), (8, 1, 7), (2, 3, STEPS)):
+        first = len(found)
+        ranks: list[Iterator[list[MicroBatch]]] = [
+            rank_stream(opened, rank, world, micro_batch).steps(first, STEPS) for rank in range(world)
+        ]
+        for _ in range(first, end):
+            found.append([one for rank in ranks for one in ids_of(next(rank))])
+        for rank in ranks:
+            rank.close()  # type: ignore[attr-defined]
+    assert found == whole
+
+
+def test_epochs_follow_without_a_gap_where_they_end_inside_a_batch(whole: list[list[int]]) -> None:
+    flat = [one for batch in whole for one in batch]
+    epochs = [flat[begin : begin + SEQUENCES] for begin in range(0, SEQUENCES * (len(flat) // SEQUENCES), SEQUENCES)]
+    assert len(epochs) == 3
+    assert all(sorted(epoch) == list(range(SEQUENCES)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
