@@ -84,7 +84,7 @@ def read_rows(store: Store, manifest: CacheManifest, entry: ShardEntry, tables: 
 
 
 def _read_table(store: Store, manifest: CacheManifest, entry: ShardEntry) -> pa.Table:
-    table = read_shard(store, entry, "repair the cache")
+    table = _read_again_if_damaged(store, entry)
     where = f"{store.uri}/{shard_name(entry.shard)}"
     if table.num_rows != entry.rows:
         raise RequestError(f"{where} has {table.num_rows} rows, the index says {entry.rows}; repair the cache")
@@ -94,6 +94,16 @@ def _read_table(store: Store, manifest: CacheManifest, entry: ShardEntry) -> pa.
             f"{where} was written with codec {codec[:40]!r}, the manifest says {manifest.codec!r}; repair the cache"
         )
     return table
+
+
+def _read_again_if_damaged(store: Store, entry: ShardEntry) -> pa.Table:
+    """The file's table. Bytes that are not the index's are read once more: a transfer may have been at fault."""
+    try:
+        return read_shard(store, entry, "repair the cache")
+    except RequestError as error:
+        if error.__cause__ is not None:  # it is not there, or no table by the right digest
+            raise
+    return read_shard(store, entry, "repair the cache")
 
 
 def _decode(

@@ -15,6 +15,9 @@ from distributed_kd.cache.reader import LogitCache
 from distributed_kd.cache.shard import Row
 from distributed_kd.cache.soft_targets import SoftTargets
 from distributed_kd.corpus.batch import collate
+from distributed_kd.errors import RequestError
+from distributed_kd.store.index import shard_name
+from distributed_kd.student.identity import SequenceDigests
 from distributed_kd.student.objective import PositionTargets
 from distributed_kd.student.order import GlobalOrder
 
@@ -61,14 +64,19 @@ def to_micro_batch(rows: list[Row], shards: list[int], temperature: float) -> Mi
 
 
 class Stream:
-    """Yields, for each optimizer step from `first_step` on, the list of this rank's micro-batches."""
+    """Yields, for each optimizer step from `first_step` on, the list of this rank's micro-batches.
+
+    sequences: those that the cache must be of; without them a row is held to its id alone.
+    """
 
     def __init__(
-        self, cache: LogitCache, order: GlobalOrder, *, rank: int, world: int, micro_batch: int, temperature: float
-    ) -> None:
+        self, cache: LogitCache, order: GlobalOrder, *, rank: int, world: int, micro_batch: int, temperature: float,
+        sequences: SequenceDigests | None = None,
+    ) -> None:  # fmt: skip
         self.cache, self.order = cache, order
         self.rank, self.world = rank, world
         self.micro_batch, self.temperature = micro_batch, temperature
+        self.sequences = sequences
 
     def steps(self, first_step: int, end_step: int) -> Generator[list[MicroBatch]]:
         """An error of the reading thread is raised here, where its step is due."""
@@ -106,9 +114,21 @@ class Stream:
 
     def _step(self, step: int) -> list[MicroBatch]:
         numbers = [int(index) for index in self.order.rank_batch(step, self.rank, self.world)]
-        rows = [self.cache[number] for number in numbers]
+        rows = [self._row(number) for number in numbers]
         shards = [self.cache.shard_of(number) for number in numbers]
         return [
             to_micro_batch(rows[at : at + self.micro_batch], shards[at : at + self.micro_batch], self.temperature)
             for at in range(0, len(rows), self.micro_batch)
         ]
+
+    def _row(self, number: int) -> Row:
+        """Raises `RequestError` where the cache is of other sequences, which its digests need not tell."""
+        row, shard = self.cache[number], self.cache.shard_of(number)
+        found = row.sequence.sequence_id
+        if found != number or (self.sequences is not None and not self.sequences.has(row.sequence, shard)):
+            said = f"sequence {found}" if found != number else "other tokens or documents"
+            raise RequestError(
+                f"{self.cache.store.uri}/{shard_name(shard)} has {said} in the place of sequence {number}: it is of "
+                "other sequences than are trained on; delete the cache's folder and run `dkd cache` again"
+            )
+        return row

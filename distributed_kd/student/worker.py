@@ -18,6 +18,7 @@ import torch
 
 from distributed_kd import cache
 from distributed_kd.cache.manifest import FOLDER as CACHE_FOLDER
+from distributed_kd.corpus.sequences import Sequences
 from distributed_kd.errors import DkdError
 from distributed_kd.models import parts
 from distributed_kd.recipe import Recipe, parse
@@ -29,6 +30,7 @@ from distributed_kd.student import artifact, checkpoint, loop
 from distributed_kd.student.build import load_student, student_folder
 from distributed_kd.student.engine import deepspeed_config, start_engine, zero_stage
 from distributed_kd.student.export import gather_weights, write_export
+from distributed_kd.student.identity import SequenceDigests
 from distributed_kd.student.model import DistillationModel
 from distributed_kd.student.order import GlobalOrder
 from distributed_kd.student.stream import Stream
@@ -59,6 +61,7 @@ def run(recipe: Recipe, arm: str, notes: Path, begun: float) -> None:
     stream = Stream(
         logits, order, rank=rank, world=world,
         micro_batch=recipe.trainer.micro_batch, temperature=recipe.objective.temperature,
+        sequences=SequenceDigests(Sequences.of(recipe)),
     )  # fmt: skip
     checkpoints = checkpoint.checkpoint_folder(store, fingerprint(made_from))
     resumed, metrics = checkpoint.load_newest(engine, checkpoints)

@@ -40,3 +40,11 @@ def test_seed_and_cache_each_give_another_order() -> None:
 def test_the_order_is_fixed_for_good() -> None:
     """A later version must give the same batches, or a resumed run would repeat and drop data."""
     assert GlobalOrder("abc", seed=0, sequences=10, batch=10).batch(0).tolist() == [4, 5, 9, 6, 7, 1, 2, 3, 8, 0]
+
+
+def test_the_size_of_a_batch_does_not_enter_the_order() -> None:
+    flat = [
+        [index for number in range(120 // batch) for index in GlobalOrder("abc", 3, 50, batch).batch(number).tolist()]
+        for batch in (1, 8, 24, 60, 120)
+    ]
+    assert all(one == flat[0] for one in flat)

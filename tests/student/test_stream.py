@@ -1,91 +1,121 @@
-"""What ranks are given, as ordered lists: the same for any number of them, any micro-batch, and after a stop."""
+"""What ranks are given to train on: one order of sequences, as lists, however a batch is shared out and whenever it
+is begun."""
 
 from __future__ import annotations
 
-from collections import Counter
-from pathlib import Path
+import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
-import torch
 
-from distributed_kd import cache as caches
+from distributed_kd import cache
 from distributed_kd.cache.reader import LogitCache
-from distributed_kd.errors import RequestError
 from distributed_kd.store.filesystem import Store
+from distributed_kd.student import stream as streams
 from distributed_kd.student.order import GlobalOrder
 from distributed_kd.student.stream import MicroBatch, Stream
-from tests.cache.caches import make_cache
+from tests.cache.caches import TEMPERATURES, make_cache
 
-SEQUENCES, BATCH, STEPS = 20, 8, 7  # nearly three epochs, whose ends lie inside of batches
+BATCH = 8
+SEQUENCES = 20  # epochs end inside a batch: 20 is no multiple of 8
+STEPS = 9
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> LogitCache:
-    folder = str(tmp_path_factory.mktemp("cache"))
-    make_cache(Store(folder), "plain-1", shards=5, rows=4)
-    return caches.open(folder)
+def opened(tmp_path_factory: pytest.TempPathFactory) -> LogitCache:
+    store = Store(str(tmp_path_factory.mktemp("cache")))
+    make_cache(store, "plain-1", shards=5, rows=4)
+    return cache.open(store)
 
 
-def given(cache: LogitCache, world: int, micro_batch: int, first: int = 0, end: int = STEPS) -> list[list[int]]:
-    """The sequence ids of each step, rank after rank."""
-    order = GlobalOrder(cache.manifest.fingerprint, 3, len(cache), BATCH)
-    ranks = []
-    for rank in range(world):
-        stream = Stream(cache, order, rank=rank, world=world, micro_batch=micro_batch, temperature=1.0)
-        steps: list[list[MicroBatch]] = list(stream.steps(first, end))
-        assert all(len(batch.sequence_ids) == micro_batch for step in steps for batch in step)
-        ranks.append([[number for batch in step for number in batch.sequence_ids] for step in steps])
-    return [[number for own in ranks for number in own[step]] for step in range(end - first)]
+def rank_stream(opened: LogitCache, rank: int = 0, world: int = 1, micro_batch: int = 2, **said: Any) -> Stream:
+    """As a rank's worker makes it."""
+    order = GlobalOrder(opened.manifest.fingerprint, 3, len(opened), BATCH)
+    return Stream(opened, order, rank=rank, world=world, micro_batch=micro_batch, temperature=TEMPERATURES[0], **said)
 
 
-@pytest.mark.parametrize(("world", "micro_batch"), [(1, 1), (1, 8), (2, 1), (2, 4), (4, 2), (8, 1)])
-def test_a_batch_is_the_same_list_for_any_ranks_and_micro_batches(
-    cache: LogitCache, world: int, micro_batch: int
+def ids_of(micro_batches: list[MicroBatch]) -> list[int]:
+    return [sequence for batch in micro_batches for sequence in batch.sequence_ids]
+
+
+def trained(opened: LogitCache, world: int, micro_batch: int, first: int = 0, end: int = STEPS) -> list[list[int]]:
+    """Of each step, the sequence ids of the global batch: the ranks' lists one after the other."""
+    ranks = [rank_stream(opened, rank, world, micro_batch).steps(first, end) for rank in range(world)]
+    return [[one for batches in step for one in ids_of(batches)] for step in zip(*ranks, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def whole(opened: LogitCache) -> list[list[int]]:
+    """The batches of one rank that takes each as a whole."""
+    return trained(opened, 1, BATCH)
+
+
+def test_batches_are_those_of_the_order_and_hold_the_sequences_that_they_name(
+    opened: LogitCache, whole: list[list[int]]
 ) -> None:
-    order = GlobalOrder(cache.manifest.fingerprint, 3, len(cache), BATCH)
-    ids = [cache[place].sequence.sequence_id for place in range(len(cache))]
-    expected = [[ids[place] for place in order.batch(step)] for step in range(STEPS)]
-    assert given(cache, world, micro_batch) == expected
-    assert set(Counter(number for step in expected for number in step).values()) == {2, 3}
+    order = GlobalOrder(opened.manifest.fingerprint, 3, SEQUENCES, BATCH)
+    assert whole == [order.batch(step).tolist() for step in range(STEPS)]
+    for batches in rank_stream(opened, micro_batch=3).steps(0, STEPS):
+        for batch in batches:
+            for row, number in enumerate(batch.sequence_ids):
+                ids = opened[number].sequence.input_ids.tolist()
+                assert batch.input_ids[row, : len(ids)].tolist() == ids
 
 
-def test_a_run_that_stops_and_goes_on_with_other_ranks_sees_each_batch_once(cache: LogitCache) -> None:
-    whole = given(cache, world=1, micro_batch=8)
-    assert given(cache, 4, 2, 0, 3) + given(cache, 2, 1, 3, 5) + given(cache, 8, 1, 5, STEPS) == whole
+@pytest.mark.parametrize(
+    ("world", "micro_batch"), [(w, m) for w in (1, 2, 4, 8) for m in (1, 2, 3, 4, 8) if m <= BATCH // w]
+)
+def test_batches_are_the_same_lists_for_every_world_and_micro_batch(
+    opened: LogitCache, whole: list[list[int]], world: int, micro_batch: int
+) -> None:
+    assert trained(opened, world, micro_batch) == whole
 
 
-def test_a_micro_batch_holds_its_rows_with_their_own_targets_and_shards(cache: LogitCache) -> None:
-    order = GlobalOrder(cache.manifest.fingerprint, 3, len(cache), BATCH)
-    stream = Stream(cache, order, rank=1, world=2, micro_batch=4, temperature=2.0)
-    for step, (batch,) in enumerate(stream.steps(0, STEPS)):
-        places = [int(place) for place in order.rank_batch(step, 1, 2)]
-        assert batch.shards == tuple(place // 4 for place in places)
-        begin = 0
-        for at, place in enumerate(places):
-            row = cache[place]
-            length, end = len(row.sequence.input_ids), begin + len(row.targets)
-            assert batch.input_ids[at, :length].tolist() == row.sequence.input_ids.tolist()
-            log_p, log_p_tail = row.targets.log_probabilities(2.0)
-            assert batch.targets.ids[begin:end].tolist() == row.targets.ids.tolist()
-            assert torch.equal(batch.targets.log_p[begin:end], torch.from_numpy(log_p))
-            assert torch.equal(batch.targets.log_p_tail[begin:end], torch.from_numpy(log_p_tail))
-            begin = end
-        assert begin == len(batch.targets)
+@pytest.mark.parametrize("ahead", [1, 2, 5, 100])
+@pytest.mark.parametrize("slow", ["reader", "trainer"])
+def test_batches_are_the_same_lists_however_far_is_read_ahead(
+    opened: LogitCache, whole: list[list[int]], monkeypatch: pytest.MonkeyPatch, ahead: int, slow: str
+) -> None:
+    monkeypatch.setattr(streams, "_AHEAD", ahead)
+    found = []
+    stream = rank_stream(opened)
+    if slow == "reader":
+        step = stream._step
+        monkeypatch.setattr(stream, "_step", lambda number: (time.sleep(0.01), step(number))[1])
+    for batches in stream.steps(0, STEPS):
+        found.append(ids_of(batches))
+        time.sleep(0.01 if slow == "trainer" else 0.0)
+    assert found == whole
 
 
-def test_a_damaged_shard_stops_the_step_that_needs_it_by_name(tmp_path: Path) -> None:
-    make_cache(Store(str(tmp_path)), "plain-1", shards=5, rows=4)
-    damaged = tmp_path / "shards" / "00000002.arrow"
-    data = bytearray(damaged.read_bytes())
-    data[len(data) // 2] ^= 1
-    damaged.write_bytes(data)
-    cache = caches.open(str(tmp_path))
-    order = GlobalOrder(cache.manifest.fingerprint, 3, len(cache), 2)
-    needs = next(step for step in range(10) if any(place // 4 == 2 for place in order.batch(step)))
-    assert needs > 0
-    stream = Stream(cache, order, rank=0, world=1, micro_batch=2, temperature=1.0)
-    steps = stream.steps(0, 10)
-    for _ in range(needs):
-        next(steps)
-    with pytest.raises(RequestError, match=r"00000002\.arrow"):
-        next(steps)
+@pytest.mark.parametrize("first", range(STEPS + 1))
+def test_a_run_that_goes_on_from_a_step_gets_the_lists_that_were_left(
+    opened: LogitCache, whole: list[list[int]], first: int
+) -> None:
+    assert trained(opened, 2, 2, first) == whole[first:]
+
+
+def test_a_run_that_goes_on_in_other_worlds_gets_the_lists_of_one_that_did_not(
+    opened: LogitCache, whole: list[list[int]]
+) -> None:
+    """Stopped in the middle of an epoch and of reading ahead, three times."""
+    found = []
+    for world, micro_batch, end in ((4, 1, 2), (1, 8, 3), (8, 1, 7), (2, 3, STEPS)):
+        first = len(found)
+        ranks: list[Iterator[list[MicroBatch]]] = [
+            rank_stream(opened, rank, world, micro_batch).steps(first, STEPS) for rank in range(world)
+        ]
+        for _ in range(first, end):
+            found.append([one for rank in ranks for one in ids_of(next(rank))])
+        for rank in ranks:
+            rank.close()  # type: ignore[attr-defined]
+    assert found == whole
+
+
+def test_epochs_follow_without_a_gap_where_they_end_inside_a_batch(whole: list[list[int]]) -> None:
+    flat = [one for batch in whole for one in batch]
+    epochs = [flat[begin : begin + SEQUENCES] for begin in range(0, SEQUENCES * (len(flat) // SEQUENCES), SEQUENCES)]
+    assert len(epochs) == 3
+    assert all(sorted(epoch) == list(range(SEQUENCES)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
