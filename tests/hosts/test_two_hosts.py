@@ -152,7 +152,8 @@ def test_the_driver_ends_with_one_line_where_its_node_or_the_head_dies(hosts: Tw
     hosts.restart()
     driver = hosts.start_driver(job.recipe)
     before = receipts_of(cache)
-    until(lambda: receipts_of(cache) > before + 5, "receipts")
+    until(lambda: receipts_of(cache) > before + 5 or driver.poll() is not None, "receipts")
+    assert driver.poll() is None, driver.communicate()[1]
     with held(hosts.replicas()):
         hosts.gcs().kill()
         fails(driver, "the head of the Ray cluster has not answered for")

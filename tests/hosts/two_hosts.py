@@ -33,6 +33,14 @@ HEALTH = {
     "RAY_health_check_failure_threshold": "7",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "40",
 }
+# How many nodes ran a task, each with an environment of its own as replicas have.
+_PROBE = """
+import sys, ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+task = ray.remote(lambda: ray.get_runtime_context().get_node_id())
+own = task.options(num_cpus=1, scheduling_strategy="SPREAD", runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": ""}})
+print(len(set(ray.get([own.remote() for _ in range(8)], timeout=60))))
+"""
 
 
 def why_not() -> str | None:
@@ -131,11 +139,20 @@ class TwoHosts:
         assert started.returncode == 0, said
 
     def restart(self) -> None:
-        """Ends what is left on both hosts, and starts them anew."""
-        for host in self.hosts:
-            host.end_all()
-        self.start_head()
-        self.start_node()
+        """Ends what is left on both hosts, and starts them anew, until both run a task: on a busy machine a node now
+        and then gives up before its agent is there, which is Ray's own affair."""
+        for _ in range(3):
+            for host in self.hosts:
+                host.end_all()
+            self.start_head()
+            self.start_node()
+            probe = self.a.start(
+                [sys.executable, "-c", _PROBE, ADDRESS], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+            with suppress(subprocess.TimeoutExpired):
+                if probe.communicate(timeout=90)[0].split()[-1:] == ["2"]:
+                    return
+        raise AssertionError("Ray did not come up on two hosts in three attempts")
 
     def raylets(self, host: Host) -> list[psutil.Process]:
         return [process for process in host.processes() if process.name() == "raylet"]

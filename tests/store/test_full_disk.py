@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from distributed_kd.cache.manifest import CacheManifest, Receipt
+from distributed_kd.cache.manifest import CacheManifest
+from distributed_kd.cache.receipts import Receipts
 from distributed_kd.errors import FullDisk
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import read_known, shard_name
@@ -74,7 +75,7 @@ def test_stages_on_a_disk_that_fills_go_on_when_there_is_room(
             store = Store(str(disk / "work" / "cache"))
             manifest = CacheManifest.read(store)
             assert manifest is not None and manifest.index is None
-            receipts = Receipt.read_all(store, manifest.fingerprint)
+            receipts = Receipts.read_all(store, manifest.fingerprint, manifest.shards)
             assert 5 < len(receipts) < manifest.shards
             for shard, receipt in receipts.items():
                 read_known(store, shard_name(shard), receipt.entry, "")
