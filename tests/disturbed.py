@@ -9,10 +9,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import psutil
+import pytest
 
+from distributed_kd.recipe import Recipe
 from tests.commands import ROOT
 
 
@@ -68,3 +71,16 @@ def start_driver(recipe: Path) -> subprocess.Popen[str]:
         [sys.executable, "-m", "distributed_kd.cli", "cache", recipe], env=environment, text=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
+
+
+def said_by_capture(recipe: Recipe, disturb: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a capture in this process says while `disturb` runs beside it; it must end well."""
+    from distributed_kd.teacher import capture as stage
+
+    lines: list[str] = []
+    monkeypatch.setattr(stage.console, "say", lines.append)
+    disturber = Thread(target=disturb)
+    disturber.start()
+    assert stage.capture(recipe).index is not None
+    disturber.join()
+    return lines

@@ -114,16 +114,16 @@ class Stream:
 
     def _step(self, step: int) -> list[MicroBatch]:
         numbers = [int(index) for index in self.order.rank_batch(step, self.rank, self.world)]
-        rows = [self._row(number) for number in numbers]
         shards = [self.cache.shard_of(number) for number in numbers]
+        rows = [self._row(number, shard) for number, shard in zip(numbers, shards, strict=True)]
         return [
             to_micro_batch(rows[at : at + self.micro_batch], shards[at : at + self.micro_batch], self.temperature)
             for at in range(0, len(rows), self.micro_batch)
         ]
 
-    def _row(self, number: int) -> Row:
+    def _row(self, number: int, shard: int) -> Row:
         """Raises `RequestError` where the cache is of other sequences, which its digests need not tell."""
-        row, shard = self.cache[number], self.cache.shard_of(number)
+        row = self.cache[number]
         found = row.sequence.sequence_id
         if found != number or (self.sequences is not None and not self.sequences.has(row.sequence, shard)):
             said = f"sequence {found}" if found != number else "other tokens or documents"

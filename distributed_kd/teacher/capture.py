@@ -163,7 +163,7 @@ def compute(
         fleet.fit(len(missing))
         if make_tables:
             console.say(f"cache: making the code tables of {manifest.codec} from a sample")
-            tables = fleet.make_tables(list(range(manifest.shards)), manifest.tables)
+            tables = fleet.make_tables(range(manifest.shards), manifest.tables)
             manifest = manifest.model_copy(update={"tables": tables})
         store = Store(recipe.workdir).child(FOLDER)
         if CacheManifest.read(store) != manifest:

@@ -125,7 +125,7 @@ class Fleet:
     def _ask_progress(self, replica: str) -> Any:
         return self._handles[replica].progress.options(concurrency_group="watch").remote()
 
-    def make_tables(self, train_shards: list[int], known: Any) -> Any:
+    def make_tables(self, train_shards: range, known: Any) -> Any:
         """The codec's code tables, by the first replica that is there; by another one where that is lost.
 
         An error is raised as it is, `WorkError` where one replica after the other is lost.

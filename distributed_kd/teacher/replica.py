@@ -74,7 +74,7 @@ class Replica:
         loaded = self.__dict__.get("teacher")  # a cached property: asked for, it would be loaded here as well
         return -_mebibytes_moved() if loaded is None else loaded.positions
 
-    def make_tables(self, train_shards: list[int], known: IndexReference | None) -> IndexReference:
+    def make_tables(self, train_shards: list[int] | range, known: IndexReference | None) -> IndexReference:
         """Writes the code tables of the recipe's codec, made from a sample of the training sequences.
 
         Raises `WorkError`, and writes nothing, when they are not the `known` ones that shards were written with.
@@ -92,7 +92,7 @@ class Replica:
             )
         return put_tables(self.store, data)
 
-    def _sample(self, train_shards: list[int], positions: int) -> list[Sequence]:
+    def _sample(self, train_shards: list[int] | range, positions: int) -> list[Sequence]:
         """Sequences of about so many positions in all: whole shards spread evenly, then every so-manyth sequence."""
         total = self.sequences.manifest.splits["train"].positions
         wanted = min(positions, total)

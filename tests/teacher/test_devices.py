@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from distributed_kd.errors import RequestError
 from distributed_kd.recipe import Recipe, parse
 from distributed_kd.teacher import capture as stage
 from tests import toys
-from tests.teacher.test_fleet import until
+from tests.disturbed import receipts_of, said_by_capture, until
 
 pytestmark = pytest.mark.slow
 
@@ -59,22 +58,17 @@ def test_two_devices_give_the_targets_of_one(
 def test_a_replica_whose_peer_is_killed_is_replaced(
     ray_cluster: Any, toy_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines: list[str] = []
-    monkeypatch.setattr(stage.console, "say", lines.append)
     toy_recipe["corpus"]["shard_sequences"] = 2
     recipe = divided(toy_recipe, "killed", 2)
     prepare(recipe)
-    receipts = Path(recipe.workdir) / "cache" / "receipts"
+    cache = Path(recipe.workdir) / "cache"
 
     def kill() -> None:
-        until(lambda: len(list(receipts.glob("*.json"))) > 2, "receipts")
+        until(lambda: receipts_of(cache) > 2, "receipts")
         for process in peers():
             process.kill()
 
-    killer = Thread(target=kill)
-    killer.start()
-    assert stage.capture(recipe).index is not None
-    killer.join()
+    lines = said_by_capture(recipe, kill, monkeypatch)
     assert [line for line in lines if "replica 0 was lost" in line], lines
 
 

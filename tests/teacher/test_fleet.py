@@ -18,7 +18,16 @@ import pytest
 from distributed_kd.errors import WorkError
 from distributed_kd.recipe import parse
 from tests.commands import ROOT, dkd, said, write_recipe
-from tests.disturbed import add_finished, files_of, receipts_of, replicas, start_driver, until, writes_of
+from tests.disturbed import (
+    add_finished,
+    files_of,
+    receipts_of,
+    replicas,
+    said_by_capture,
+    start_driver,
+    until,
+    writes_of,
+)
 
 pytestmark = pytest.mark.slow
 SEED = 20261124
@@ -122,13 +131,8 @@ def test_a_replica_that_hangs_is_replaced(
     ray_cluster: Any, many_shards: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped by SIGSTOP: it neither works nor answers, and its process is there."""
-    from threading import Thread
-
     from distributed_kd.corpus.prepare import prepare
-    from distributed_kd.teacher import capture as stage
 
-    lines: list[str] = []
-    monkeypatch.setattr(stage.console, "say", lines.append)
     many_shards["capture"] |= {"replicas": 1, "stall_minutes": 0.2}
     recipe = parse(many_shards)
     prepare(recipe)
@@ -139,10 +143,7 @@ def test_a_replica_that_hangs_is_replaced(
         for process in replicas():
             process.suspend()
 
-    stopper = Thread(target=stop)
-    stopper.start()
-    assert stage.capture(recipe).index is not None
-    stopper.join()
+    lines = said_by_capture(recipe, stop, monkeypatch)
     assert [line for line in lines if "was lost with shard" in line and "no progress for 0.2 minutes" in line]
 
 
@@ -150,13 +151,8 @@ def test_a_replica_that_hangs_while_it_loads_is_replaced(
     ray_cluster: Any, many_shards: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped once it has torch in memory, which loading begins with."""
-    from threading import Thread
-
     from distributed_kd.corpus.prepare import prepare
-    from distributed_kd.teacher import capture as stage
 
-    lines: list[str] = []
-    monkeypatch.setattr(stage.console, "say", lines.append)
     many_shards["capture"] |= {"replicas": 1, "stall_minutes": 0.2}
     recipe = parse(many_shards)
     prepare(recipe)
@@ -166,10 +162,7 @@ def test_a_replica_that_hangs_while_it_loads_is_replaced(
         for process in replicas():
             process.suspend()
 
-    stopper = Thread(target=stop)
-    stopper.start()
-    assert stage.capture(recipe).index is not None
-    stopper.join()
+    lines = said_by_capture(recipe, stop, monkeypatch)
     assert "cache: replica 0 was lost: no progress for 0.2 minutes" in lines
 
 
