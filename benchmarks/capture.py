@@ -44,7 +44,7 @@ from distributed_kd.corpus.batch import by_tokens, collate
 from distributed_kd.corpus.prepare import prepare
 from distributed_kd.corpus.sequences import Sequence, Sequences
 from distributed_kd.models.config import load_config, vocabulary_size
-from distributed_kd.models.load import choose_device, load_causal_lm, resolve_dtype
+from distributed_kd.models.load import choose_device, load_model, resolve_dtype
 from distributed_kd.models.locate import locate
 from distributed_kd.recipe import Recipe, parse
 from distributed_kd.store.filesystem import Store
@@ -107,7 +107,7 @@ def _forget(logits: torch.Tensor) -> None:
 def _own_forward(recipe: Recipe, keep: bool) -> Callable[[list[Sequence]], Any]:
     device = choose_device()
     spec = recipe.teachers[0]
-    model = load_causal_lm(locate(spec.model), resolve_dtype(spec.dtype, device), device)
+    model = load_model(locate(spec.model), resolve_dtype(spec.dtype, device), device)
 
     def forward(group: list[Sequence]) -> Any:
         batch = collate(group)

@@ -57,8 +57,24 @@ class Corpus(Section):
     task: Literal["causal_lm", "chat", "masked_lm", "classification", "frames"] = Field(
         "causal_lm",
         description="causal_lm: every token is predicted; chat: documents are conversations, rendered by the "
-        "tokenizer's chat template, and what the assistant says is predicted",
+        "tokenizer's chat template, and what the assistant says is predicted; masked_lm: masked tokens are predicted, "
+        "from both sides",
     )
+    mask_fraction: float = Field(0.15, gt=0.0, lt=1.0, description="masked_lm: share of a sequence's tokens predicted")
+    views: Positive = Field(1, description="masked_lm: how often each training sequence is there, each masked anew")
+
+    @model_validator(mode="after")
+    def _masked_documents_are_not_isolated(self) -> Corpus:
+        if self.task == "masked_lm" and self.packing == "isolate":
+            raise ValueError("packing isolate is for causal_lm and chat; with masked_lm choose concatenate or none")
+        if self.task == "masked_lm" and self.sequence_length < 3:
+            raise ValueError("sequence_length must be 3 at least with masked_lm: two ids begin and end a sequence")
+        return self
+
+    @property
+    def window(self) -> int:
+        """Ids of documents in a sequence at most: masked ones are framed by two more."""
+        return self.sequence_length - 2 if self.task == "masked_lm" else self.sequence_length
 
     @model_validator(mode="after")
     def _fractions_fit(self) -> Corpus:
@@ -299,8 +315,8 @@ class Recipe(Section):
 
     def refuse_what_is_not_built(self) -> None:
         """Raises `RequestError` for values that the design names and this version does not carry."""
-        if self.corpus.task not in ("causal_lm", "chat"):
-            raise not_yet(f"corpus.task: {self.corpus.task}", "causal_lm and chat are")
+        if self.corpus.task not in ("causal_lm", "chat", "masked_lm"):
+            raise not_yet(f"corpus.task: {self.corpus.task}", "causal_lm, chat and masked_lm are")
         if self.trainer.follow:
             raise not_yet("trainer.follow", "train after the capture is finished")
         if len(self.teachers) > 1:

@@ -59,7 +59,7 @@ def changed(key: str, value: Any) -> dict[str, Any]:
         ("trainer.steps", 3, "trainer: give either `steps` or `epochs`"),
         ("trainer.micro_batch", 5, "global_batch 32 is not a multiple of micro_batch 5"),
         ("corpus.validation_fraction", 2, "corpus.validation_fraction: input should be less than or equal to 1"),
-        ("corpus.task", "masked_lm", "corpus.task: masked_lm is not available yet; causal_lm and chat are"),
+        ("corpus.task", "frames", "corpus.task: frames is not available yet; causal_lm, chat and masked_lm are"),
         ("targets.method", "sample", "targets: method sample needs `draws`"),
         ("targets.method", "top_p", "targets: method top_p needs `p`"),
         ("targets.p", 0.9, "targets: `p` goes with method top_p, not with top_k"),

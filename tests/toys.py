@@ -53,6 +53,32 @@ def save_model(folder: Path, layers: int, seed: int, **changes: Any) -> Path:
     return folder
 
 
+def save_masked_tokenizer(folder: Path, words: list[str] = WORDS) -> None:
+    """A word-level tokenizer with what a masked language model's has: 0 pads, 2 begins, 3 ends, 4 masks."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    names = [*special.values(), "[MASK]", *words]
+    tokenizer = Tokenizer(models.WordLevel({name: place for place, name in enumerate(names)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", **special).save_pretrained(folder)
+
+
+def save_masked_model(folder: Path, layers: int, seed: int) -> Path:
+    import torch
+    from transformers import BertConfig, BertForMaskedLM
+
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(WORDS) + 5, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, pad_token_id=0,
+        num_attention_heads=4, max_position_embeddings=64, initializer_range=0.3,
+    )  # fmt: skip
+    BertForMaskedLM(config).save_pretrained(folder)
+    save_masked_tokenizer(folder)
+    return folder
+
+
 def save_counting_teacher(folder: Path) -> Path:
     """A teacher whose answer is known: after id i it is nearly certain of id i + 1 (modulo the vocabulary).
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from distributed_kd.cache import codecs
 from distributed_kd.cache.manifest import PARTS
 from distributed_kd.cache.soft_targets import SoftTargets
-from distributed_kd.corpus.sequences import SCHEMA, Sequence, one_chunk, rows_to_sequences, sequences_to_columns
+from distributed_kd.corpus.sequences import COLUMNS, Sequence, one_chunk, rows_to_sequences, sequences_to_columns
 from distributed_kd.errors import RequestError
 from distributed_kd.store.digest import sha256
 from distributed_kd.store.index import table_bytes
@@ -95,7 +95,7 @@ def decode(
     try:
         sequences = rows_to_sequences(table, isolated)
         lengths, tokens = _scored(sequences)
-        columns = {name: one_chunk(table, name) for name in table.column_names if name not in SCHEMA.names}
+        columns = {name: one_chunk(table, name) for name in table.column_names if name not in COLUMNS}
         targets = codec.decode(columns, lengths, tokens, temperatures, tables)
     except (ValueError, MemoryError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]

@@ -123,6 +123,9 @@ def _check_row(row: Row, manifest: CacheManifest, shard: int) -> None:
     input_ids = row.sequence.input_ids
     if input_ids.min(initial=0) < 0 or input_ids.max(initial=0) >= vocabulary:
         raise RequestError(f"{where} an input id is not of a vocabulary of {vocabulary}")
+    labels = row.sequence.given_labels
+    if labels is not None and (labels.min(initial=0) < 0 or labels.max(initial=0) >= vocabulary):
+        raise RequestError(f"{where} a label is not of a vocabulary of {vocabulary}")
     kept = targets.ids != NO_ID
     if targets.ids.max(initial=0) >= vocabulary or targets.ids.min(initial=0) < NO_ID:
         raise RequestError(f"{where} a kept id is not of a vocabulary of {vocabulary}")

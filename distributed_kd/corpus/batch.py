@@ -1,7 +1,7 @@
 """Sequences of unequal length as rectangular arrays, for teacher and student alike.
 
-Rows are padded on the right, which a causal body ignores, with id 0 and position ids that count on, so that
-padding is never taken for the beginning of another document. Shapes: B sequences, S ids in the longest.
+Rows are padded on the right with id 0 and position ids that count on, so that padding is never taken for the beginning
+of another document. A causal body ignores it; others look at `present`. Shapes: B sequences, S ids in the longest.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from distributed_kd.corpus.sequences import Sequence
 class Batch:
     input_ids: np.ndarray  # [B, S] int64
     position_ids: np.ndarray  # [B, S] int64
+    present: np.ndarray  # [B, S] bool, False where a row is padded
     loss_mask: np.ndarray  # [B, S] bool
     labels: np.ndarray  # [B, S] int64, -100 where no loss
 
@@ -25,14 +26,16 @@ def collate(sequences: list[Sequence]) -> Batch:
     longest = max(len(sequence.input_ids) for sequence in sequences)
     shape = (len(sequences), longest)
     batch = Batch(
-        np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, bool), np.full(shape, -100, np.int64)
-    )
+        np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, bool), np.zeros(shape, bool),
+        np.full(shape, -100, np.int64),
+    )  # fmt: skip
     for row, sequence in enumerate(sequences):
         length = len(sequence.input_ids)
         batch.input_ids[row, :length] = sequence.input_ids
         position_ids = sequence.position_ids
         batch.position_ids[row, :length] = position_ids
         batch.position_ids[row, length:] = position_ids[-1] + 1 + np.arange(longest - length)
+        batch.present[row, :length] = True
         batch.loss_mask[row, :length] = sequence.loss_mask
         batch.labels[row, :length] = sequence.labels
     return batch

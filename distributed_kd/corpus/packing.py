@@ -94,7 +94,7 @@ class Windows:
         self._drawn: list[tuple[float, int, Part]] = []
 
     def add(self, part: Part) -> None:
-        length = self._corpus.sequence_length
+        length = self._corpus.window
         held = part if self._held is None else _joined([self._held, part])
         while len(held) >= length:
             self._draw(held[:length])
@@ -114,7 +114,7 @@ class Windows:
 
 def spans(extents: list[Extent], corpus: Corpus) -> list[Span]:
     """Of the files of one stream of parts, in order: which ids each packs, so that together they pack all of them."""
-    length = corpus.sequence_length
+    length = corpus.window
     found: list[Span] = []
     open_ids = 0  # of the sequence that is open where a file begins
     for extent in extents:
@@ -141,16 +141,16 @@ def spanned(own: Iterable[Part], following: Iterable[Part], span: Span, corpus: 
 
 
 def pack(parts: Iterable[Part], corpus: Corpus) -> Iterator[Sequence]:
-    """Parts to sequences of at most `sequence_length` ids; the last one is as long as it is.
+    """Parts to sequences of at most `Corpus.window` ids; the last one is as long as it is.
 
     `none` cuts each document alone; `concatenate` and `isolate` fill each sequence with the next part.
     """
-    room = corpus.sequence_length
+    room = corpus.window
     held: list[Part] = []
     for part in parts:
         if held and part.begins and corpus.packing == "none":
             yield from _sequence(held, corpus.packing)
-            held, room = [], corpus.sequence_length
+            held, room = [], corpus.window
         rest = part
         while len(rest):
             taken, rest = rest[:room], rest[room:]
@@ -158,7 +158,7 @@ def pack(parts: Iterable[Part], corpus: Corpus) -> Iterator[Sequence]:
             room -= len(taken)
             if room == 0:
                 yield from _sequence(held, corpus.packing)
-                held, room = [], corpus.sequence_length
+                held, room = [], corpus.window
     yield from _sequence(held, corpus.packing)
 
 

@@ -21,10 +21,10 @@ import pyarrow as pa
 from distributed_kd import console
 from distributed_kd.corpus.conversation import template_sha256
 from distributed_kd.corpus.cut import Piece, Survey, digest_of, runs_of, survey
+from distributed_kd.corpus.masking import Masking, views_of
 from distributed_kd.corpus.packing import SPLITS, Span, pack, spanned, spans
 from distributed_kd.corpus.sequences import (
     FOLDER,
-    SCHEMA,
     Sequence,
     SequencesManifest,
     SplitSummary,
@@ -37,7 +37,7 @@ from distributed_kd.corpus.source import SourceFile, list_files
 from distributed_kd.corpus.tokenise import PartFile, parts_of, tokenise
 from distributed_kd.errors import RequestError
 from distributed_kd.launch.ray_session import ray_session, task_errors
-from distributed_kd.models.config import load_config, longest_sequence
+from distributed_kd.models.config import load_config, longest_sequence, refuse_other_task
 from distributed_kd.models.locate import locate
 from distributed_kd.models.tokenizer import (
     end_of_document,
@@ -68,16 +68,19 @@ def prepare(recipe: Recipe) -> SequencesManifest:
     corpus = recipe.corpus
     store = Store(recipe.workdir).child(FOLDER)
     files = list_files(corpus)
+    _refuse_what_does_not_fit(corpus, recipe.teachers[0])
     name, revision = tokenizer_of(recipe)
     folder = locate(name, revision, weights=False)
     tokenizer = load_tokenizer(folder)
     identity = TokenizerIdentity(name=name, sha256=tokenizer_sha256(tokenizer), vocabulary_size=len(tokenizer))
     template = {}
+    masking = None
     if corpus.task == "chat":
         template["chat_template_sha256"] = template_sha256(tokenizer, name)
+    elif corpus.task == "masked_lm":
+        masking = Masking.of(tokenizer, name)
     else:
         end_of_document(tokenizer, name)
-    _refuse_too_long(corpus.sequence_length, recipe.teachers[0])
     surveys = survey(files, corpus)
     made_from = {
         "corpus": made_from_corpus(corpus),
@@ -98,7 +101,7 @@ def prepare(recipe: Recipe) -> SequencesManifest:
         blocks = _blocks(files, surveys, corpus)
         done = iter(_tokenise([task for block in blocks for task in block], (name, revision), corpus, store, key))
         parts = [[file for _ in block for file in next(done)] for block in blocks]
-        packed = _pack(parts, corpus, store)
+        packed = _pack(parts, corpus, masking, store)
         _refuse_empty(packed, corpus)
         splits, entries = _cut(packed, [file for block in parts for file in block], corpus, store)
     manifest = SequencesManifest(
@@ -149,7 +152,7 @@ def _tokenise(
     return done
 
 
-def _pack(blocks: list[list[PartFile]], corpus: Corpus, store: Store) -> list[_Packed]:
+def _pack(blocks: list[list[PartFile]], corpus: Corpus, masking: Masking | None, store: Store) -> list[_Packed]:
     """Packs each file of parts with what its last sequences take of the following ones of its block."""
     import ray
 
@@ -160,7 +163,7 @@ def _pack(blocks: list[list[PartFile]], corpus: Corpus, store: Store) -> list[_P
         for place, file in enumerate(files):
             own = {split: found[split][place] for split in SPLITS}
             names = [file.name, *_following(files[place + 1 :], own)]
-            references.append(task.remote(names, own, corpus, store))
+            references.append(task.remote(names, own, corpus, masking, store))
     done: list[_Packed] = []
     with console.progress("pack", len(references)) as advance, task_errors():
         for reference in references:
@@ -219,7 +222,9 @@ def _cut(
     return splits, entries
 
 
-def _write_packed(names: list[str], own: dict[str, Span], corpus: Corpus, store: Store) -> _Packed:
+def _write_packed(
+    names: list[str], own: dict[str, Span], corpus: Corpus, masking: Masking | None, store: Store
+) -> _Packed:
     """Ray task: the sequences that begin in the first file of parts, as one packed file, its rows ordered by split."""
     name = names[0].removesuffix(".arrow") + ".packed.arrow"
     if store.exists(name):
@@ -229,8 +234,11 @@ def _write_packed(names: list[str], own: dict[str, Span], corpus: Corpus, store:
     for split in SPLITS:
         following = chain.from_iterable(file[split] for file in parts[1:])
         sequences[split] = list(pack(spanned(parts[0][split], following, own[split], corpus), corpus))
+        if masking is not None:
+            views = corpus.views if split == "train" else 1
+            sequences[split] = [view for one in sequences[split] for view in views_of(one, masking, corpus, views)]
     flat = [sequence for split in SPLITS for sequence in sequences[split]]
-    table = pa.table(sequences_to_columns(flat), schema=SCHEMA).append_column(
+    table = pa.table(sequences_to_columns(flat)).append_column(
         "split", pa.array([split for split in SPLITS for _ in sequences[split]], pa.string())
     )
     store.put(name, table_bytes(table))
@@ -252,7 +260,7 @@ def _write_shard(
         rows = np.flatnonzero(np.array(table.column("split").to_pylist(), dtype=object) == split)[begin:end]
         sequences += rows_to_sequences(table.take(pa.array(rows)), corpus.packing == "isolate")
     numbered = [replace(sequence, sequence_id=first_id + place) for place, sequence in enumerate(sequences)]
-    table = pa.table(sequences_to_columns(numbered), schema=SCHEMA)
+    table = pa.table(sequences_to_columns(numbered))
     return put_shard(store, shard, table, sum(sequence.positions for sequence in numbered))
 
 
@@ -260,8 +268,10 @@ def _block_name(key: str, task: int) -> str:
     return f"{BLOCKS}/{key[:16]}-{task:06d}"
 
 
-def _refuse_too_long(sequence_length: int, teacher: Teacher) -> None:
-    bound = longest_sequence(load_config(locate(teacher.model, teacher.revision, weights=False)))
+def _refuse_what_does_not_fit(corpus: Corpus, teacher: Teacher) -> None:
+    config = load_config(locate(teacher.model, teacher.revision, weights=False))
+    refuse_other_task(config, teacher.model, corpus.task)
+    bound, sequence_length = longest_sequence(config), corpus.sequence_length
     if bound is not None and sequence_length > bound:
         raise RequestError(
             f"corpus.sequence_length {sequence_length} is beyond the teacher's {bound} positions ({teacher.model})"

@@ -1,13 +1,14 @@
 """The sequences artifact: packed token ids with their documents and loss mask, in shards.
 
-Position `t` of a causal sequence predicts token `t + 1`. `loss_mask` says which positions carry loss: only those
-are captured, stored and trained on. Shards are numbered through, training first, and the manifest says which
-numbers belong to which split. Layout: `manifest.json`, `index.arrow`, `shards/NNNNNNNN.arrow`.
+Position `t` of a causal sequence predicts token `t + 1`; a masked sequence gives the label of each scored position.
+`loss_mask` says which positions carry loss: only those are captured, stored and trained on. Shards are numbered
+through, training first, and the manifest says which numbers belong to which split. Layout: `manifest.json`,
+`index.arrow`, `shards/NNNNNNNN.arrow`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -34,6 +35,8 @@ SCHEMA = pa.schema(
         ("document_lengths", pa.list_(pa.int32())),
     ]
 )
+LABELS = pa.field("labels", pa.list_(pa.int32()))  # a column more, where labels are not the next ids
+COLUMNS = {*SCHEMA.names, LABELS.name}
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Sequence:
     documents: np.ndarray  # [runs] int64
     document_lengths: np.ndarray  # [runs] int32, summing to S
     isolated: bool  # whether a document sees only itself
+    given_labels: np.ndarray | None = None  # [positions] int32, where labels are not the next ids
 
     @property
     def positions(self) -> int:
@@ -60,9 +64,13 @@ class Sequence:
 
     @property
     def labels(self) -> np.ndarray:
-        """[S] int64: the next id at positions that carry loss, -100 elsewhere."""
-        shifted = np.append(self.input_ids[1:], -100).astype(np.int64)
-        return np.where(self.loss_mask, shifted, -100)
+        """[S] int64: at positions that carry loss the next id, or what is given; -100 elsewhere."""
+        if self.given_labels is None:
+            shifted = np.append(self.input_ids[1:], -100).astype(np.int64)
+            return np.where(self.loss_mask, shifted, -100)
+        labels = np.full(len(self.input_ids), -100, np.int64)
+        labels[self.loss_mask] = self.given_labels
+        return labels
 
     @property
     def position_documents(self) -> np.ndarray:
@@ -98,8 +106,10 @@ class SequencesManifest(Manifest):
 
 def made_from_corpus(corpus: Corpus) -> dict[str, Any]:
     """What of the recipe's corpus decides what sequences are."""
-    other = "text_column" if corpus.task == "chat" else "messages_column"  # which is not read
-    return corpus.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT | {other})
+    not_read = {"text_column" if corpus.task == "chat" else "messages_column"}
+    if corpus.task != "masked_lm":
+        not_read |= {"mask_fraction", "views"}
+    return corpus.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT | not_read)
 
 
 class Sequences:
@@ -150,26 +160,32 @@ class Sequences:
 
 
 def sequences_to_columns(sequences: list[Sequence]) -> dict[str, pa.Array]:
-    """The columns of `SCHEMA`, one row a sequence."""
+    """The columns of `SCHEMA`, and `LABELS` where they are given; one row a sequence."""
 
     def lists(arrays: list[np.ndarray], kind: pa.DataType) -> pa.Array:
         offsets = np.concatenate([[0], np.cumsum([len(array) for array in arrays])]).astype(np.int32)
         values = np.concatenate(arrays) if arrays else np.empty(0)
         return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, type=kind))
 
-    return {
+    columns = {
         "sequence_id": pa.array([sequence.sequence_id for sequence in sequences], pa.int64()),
         "input_ids": lists([sequence.input_ids for sequence in sequences], pa.int32()),
         "loss_mask": lists([sequence.loss_mask for sequence in sequences], pa.bool_()),
         "documents": lists([sequence.documents for sequence in sequences], pa.int64()),
         "document_lengths": lists([sequence.document_lengths for sequence in sequences], pa.int32()),
     }
+    given = [sequence.given_labels for sequence in sequences if sequence.given_labels is not None]
+    if given:
+        assert len(given) == len(sequences)  # of one task
+        columns[LABELS.name] = lists(given, pa.int32())
+    return columns
 
 
 def rows_to_sequences(table: pa.Table, isolated: bool) -> list[Sequence]:
     """The inverse of `sequences_to_columns`; further columns are ignored. Raises `ValueError` for what is not one."""
     values, lengths = {}, {}
-    for field in SCHEMA:
+    given = LABELS.name in table.column_names
+    for field in [*SCHEMA, LABELS] if given else SCHEMA:
         column = one_chunk(table, field.name)
         if column.type != field.type:
             raise ValueError(f"column {field.name} is {column.type}, not {field.type}")
@@ -196,7 +212,12 @@ def rows_to_sequences(table: pa.Table, isolated: bool) -> list[Sequence]:
         split("input_ids"), split("loss_mask"), split("documents"), split("document_lengths"),
         strict=True,
     )  # fmt: skip
-    return [Sequence(*row, isolated=isolated) for row in columns]
+    sequences = [Sequence(*row, isolated=isolated) for row in columns]
+    if not given:
+        return sequences
+    if not np.array_equal(lengths[LABELS.name], [sequence.positions for sequence in sequences]):
+        raise ValueError("a sequence has more labels than scored positions, or fewer")
+    return [replace(one, given_labels=own) for one, own in zip(sequences, split(LABELS.name), strict=True)]
 
 
 def one_chunk(table: pa.Table, name: str) -> pa.Array:

@@ -177,7 +177,9 @@ def _encoder(tokenizer: Any, name: str, corpus: Corpus) -> Callable[[Document], 
             return (ids, said) if said.any() else None
 
         return of_conversation
-    before, after = beginning_of_document(tokenizer), [end_of_document(tokenizer, name)]
+    # What begins and ends a masked sequence is put there when it is whole; between documents stands what ends one.
+    before = [] if corpus.task == "masked_lm" else beginning_of_document(tokenizer)
+    after = [tokenizer.sep_token_id if corpus.task == "masked_lm" else end_of_document(tokenizer, name)]
 
     def of_text(document: Document) -> tuple[np.ndarray, np.ndarray]:
         ids = tokenizer(document.content, add_special_tokens=False).input_ids

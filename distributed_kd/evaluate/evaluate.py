@@ -19,7 +19,7 @@ from distributed_kd.evaluate import measures
 from distributed_kd.evaluate.page import render
 from distributed_kd.evaluate.scores import TEACHER, score
 from distributed_kd.models import parts
-from distributed_kd.models.load import choose_device, load_causal_lm, resolve_dtype
+from distributed_kd.models.load import choose_device, load_model, resolve_dtype
 from distributed_kd.models.locate import locate
 from distributed_kd.recipe import Recipe, dump
 from distributed_kd.store.digest import fingerprint
@@ -97,9 +97,9 @@ def _score(
     device = choose_device()
     teacher = recipe.teachers[0]
     dtype = resolve_dtype(teacher.dtype, device)
-    models = {TEACHER: load_causal_lm(locate(teacher.model, teacher.revision), dtype, device)}
+    models = {TEACHER: load_model(locate(teacher.model, teacher.revision), dtype, device)}
     for arm in arms:
-        models[arm] = load_causal_lm(as_local_folder(workdir, f"{arm}/{EXPORT}"), torch.float32, device)
+        models[arm] = load_model(as_local_folder(workdir, f"{arm}/{EXPORT}"), torch.float32, device)
     for model in models.values():
         parts.check(model)
     documents = np.concatenate([sequence.position_documents for sequence in held_out])

@@ -83,7 +83,8 @@ def _timed(tally: _Tally, function: Callable[..., Tensor], *arguments: Any) -> T
 
 def _hidden(tally: _Tally, batch: Any, scored: Tensor) -> Tensor:
     device = tally.head.weight.device
-    hidden = tally.body(torch.from_numpy(batch.input_ids).to(device), torch.from_numpy(batch.position_ids).to(device))
+    inputs = (batch.input_ids, batch.position_ids, batch.present)
+    hidden = tally.body(*(torch.from_numpy(array).to(device) for array in inputs))
     return hidden[scored.to(device)]
 
 

@@ -26,3 +26,21 @@ def longest_sequence(config: Any) -> int | None:
 
 def vocabulary_size(config: Any) -> int:
     return int(config.get_text_config().vocab_size)
+
+
+def is_masked_lm(architecture: str) -> bool:
+    """Whether transformers' class of that name predicts masked tokens."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    return architecture in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
+
+
+def refuse_other_task(config: Any, name: str, task: str) -> None:
+    """Raises `RequestError` where the model's configuration says that it predicts something else than `corpus.task`."""
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    if is_masked_lm(architecture) != (task == "masked_lm"):
+        fits = "masked_lm" if task != "masked_lm" else "causal_lm or chat"
+        raise RequestError(
+            f"model {name} is a {architecture or 'causal language model'}, which does not go with corpus.task: {task}; "
+            f"choose {fits}, or another model"
+        )

@@ -1,4 +1,4 @@
-"""Loading a causal language model in a dtype that the device computes in."""
+"""Loading a model in a dtype that the device computes in."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from distributed_kd.errors import RequestError
-from distributed_kd.models.config import load_config
+from distributed_kd.models.config import is_masked_lm, load_config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -27,13 +27,12 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
-def load_causal_lm(folder: Path, dtype: torch.dtype, device: torch.device, devices: int = 1) -> Any:
+def load_model(folder: Path, dtype: torch.dtype, device: torch.device, devices: int = 1) -> Any:
     """The model in eval mode, with remote code off; a quantised one as its own configuration says.
 
     devices: divide it over so many, by transformers' own plan for its architecture; every one of the process group's
     `devices` ranks makes this call. Raises `RequestError` for a model that cannot be loaded, or has no such plan.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.distributed.configuration_utils import DistributedConfig
     from transformers.utils import logging
 
@@ -48,12 +47,20 @@ def load_causal_lm(folder: Path, dtype: torch.dtype, device: torch.device, devic
     if devices > 1:
         settings = {"distributed_config": DistributedConfig(tp_size=devices, tp_plan="auto")}
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False, **settings)
+        model = auto_class(folder).from_pretrained(folder, dtype=dtype, trust_remote_code=False, **settings)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise RequestError(f"model {folder} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
     if not settings:
-        model.to(device)  # type: ignore[arg-type]  # its decorator loses the signature
+        model.to(device)
     return model.eval()
+
+
+def auto_class(folder: Path) -> Any:
+    """transformers' class for what the model's configuration says it predicts: masked tokens, or the next one."""
+    import transformers
+
+    architectures = getattr(load_config(folder), "architectures", None) or [""]
+    return transformers.AutoModelForMaskedLM if is_masked_lm(architectures[0]) else transformers.AutoModelForCausalLM
 
 
 def _is_quantised(folder: Path) -> bool:

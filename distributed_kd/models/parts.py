@@ -9,14 +9,16 @@ Shapes: B sequences, S positions, D hidden size, V rows of the head.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from distributed_kd.errors import RequestError
+from distributed_kd.models.config import is_masked_lm
 
 
 @dataclass(frozen=True)
@@ -47,20 +49,43 @@ class Head:
         return logits
 
 
-Body = Callable[[Tensor, Tensor], Tensor]
+class Body(Protocol):
+    def __call__(self, input_ids: Tensor, position_ids: Tensor, present: Tensor | None = None) -> Tensor:
+        """input_ids, position_ids and present, all [B, S], to the last hidden states [B, S, D].
+
+        present: False where a row is padded, on the right; None where it nowhere is.
+        """
 
 
 def body_of(model: Any) -> Body:
-    """(input_ids [B, S], position_ids [B, S]) -> last hidden states [B, S, D].
+    """Of a causal model its decoder, to which padding is the future, and position ids that restart isolate documents.
 
-    Sequences are padded on the right, which a causal body ignores; position ids that restart isolate documents.
+    A masked language model is its own forward without the last layer, so that whatever it does before is in the body.
     """
+    if is_masked_lm(type(model).__name__):
+        last = model.get_output_embeddings()
+
+        def encoder(input_ids: Tensor, position_ids: Tensor, present: Tensor | None = None) -> Tensor:
+            with _passed_over(last):
+                return model(input_ids=input_ids, attention_mask=None if present is None else present.long()).logits
+
+        return encoder
     decoder = model.get_decoder()
 
-    def body(input_ids: Tensor, position_ids: Tensor) -> Tensor:
+    def body(input_ids: Tensor, position_ids: Tensor, present: Tensor | None = None) -> Tensor:
         return decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
 
     return body
+
+
+@contextmanager
+def _passed_over(layer: Any) -> Iterator[None]:
+    """The layer gives what it is given. It is still called as a module, so hooks on it run."""
+    layer.forward = lambda hidden: hidden
+    try:
+        yield
+    finally:
+        del layer.forward
 
 
 def head_of(model: Any) -> Head:
@@ -89,7 +114,8 @@ def check(model: Any, tolerance: float | None = None) -> None:
     vocabulary = model.get_input_embeddings().num_embeddings
     input_ids = (torch.arange(16, device=device) * 7919 % vocabulary).unsqueeze(0)
     position_ids = torch.arange(16, device=device).unsqueeze(0)
-    own = model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits.float()
+    more = {} if is_masked_lm(type(model).__name__) else {"position_ids": position_ids, "use_cache": False}
+    own = model(input_ids=input_ids, **more).logits.float()
     ours = head_of(model).logits(body_of(model)(input_ids, position_ids)).float()
     if own.shape != ours.shape:
         raise RequestError(

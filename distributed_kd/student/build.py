@@ -16,7 +16,7 @@ import torch
 
 from distributed_kd.errors import RequestError
 from distributed_kd.models.config import load_config
-from distributed_kd.models.load import load_causal_lm
+from distributed_kd.models.load import load_model
 from distributed_kd.models.locate import identity, locate
 from distributed_kd.models.tokenizer import load_tokenizer
 from distributed_kd.recipe import Recipe, Student
@@ -71,7 +71,7 @@ def load_student(recipe: Recipe, folder: Path) -> Any:
         torch.manual_seed(recipe.trainer.seed)
         model = AutoModelForCausalLM.from_config(load_config(folder)).float()
     else:
-        model = load_causal_lm(folder, torch.float32, torch.device("cpu"))
+        model = load_model(folder, torch.float32, torch.device("cpu"))
     freeze(model, recipe.student)
     return model
 

@@ -27,7 +27,7 @@ from distributed_kd.cache.writer import commit
 from distributed_kd.corpus.sequences import Sequences
 from distributed_kd.errors import RequestError, Stopped, WorkError
 from distributed_kd.launch.ray_session import ray_session, task_errors
-from distributed_kd.models.config import load_config, vocabulary_size
+from distributed_kd.models.config import load_config, refuse_other_task, vocabulary_size
 from distributed_kd.models.locate import identity, locate
 from distributed_kd.models.tokenizer import load_tokenizer, tokenizer_sha256
 from distributed_kd.recipe import Recipe, dump
@@ -103,7 +103,9 @@ def new_manifest(recipe: Recipe, sequences: Sequences, made_from: dict[str, Any]
     """Of a cache that is to be captured. Raises `RequestError` for a teacher that does not fit recipe or sequences."""
     spec = recipe.teachers[0]
     folder = locate(spec.model, spec.revision)
-    vocabulary = vocabulary_size(load_config(folder))
+    config = load_config(folder)
+    refuse_other_task(config, spec.model, recipe.corpus.task)
+    vocabulary = vocabulary_size(config)
     if recipe.targets.keeps(vocabulary) > vocabulary:
         raise RequestError(f"targets.k {recipe.targets.k} is more than the {vocabulary} ids of teacher {spec.model}")
     teacher_tokenizer = tokenizer_sha256(load_tokenizer(folder))

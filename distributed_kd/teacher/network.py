@@ -16,7 +16,7 @@ from torch import Tensor
 
 from distributed_kd.corpus.batch import Batch
 from distributed_kd.models import parts
-from distributed_kd.models.load import choose_device, load_causal_lm, resolve_dtype
+from distributed_kd.models.load import choose_device, load_model, resolve_dtype
 from distributed_kd.models.locate import locate
 from distributed_kd.recipe import Capture, Teacher
 
@@ -33,7 +33,7 @@ class Network:
         self._chunk = capture.head_chunk
         folder = locate(teacher.model, teacher.revision)
         dtype = resolve_dtype(teacher.dtype, self.device)
-        model = load_causal_lm(folder, dtype, self.device, teacher.devices_per_replica)
+        model = load_model(folder, dtype, self.device, teacher.devices_per_replica)
         parts.check(model)
         self._body = parts.body_of(model)
         self._head = parts.head_of(model)
@@ -42,7 +42,8 @@ class Network:
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Iterator[Tensor]:
         """[n, V] float32 logits of the batch's scored positions, row by row, `head_chunk` of them at a time."""
-        hidden = self._body(self._moved(batch.input_ids), self._moved(batch.position_ids))  # [B, S, D]
+        inputs = (batch.input_ids, batch.position_ids, batch.present)
+        hidden = self._body(*map(self._moved, inputs))  # [B, S, D]
         # By number and not by mask: the host would wait for the device to count what a mask selects.
         scored = hidden.flatten(0, 1).index_select(0, self._moved(np.flatnonzero(batch.loss_mask)))  # [positions, D]
         for chunk in scored.split(self._chunk):

@@ -56,7 +56,7 @@ class Peers:
 
         An error of rank 0's own leaves the peers in the middle of something: they are ended, and so the replica is.
         """
-        fields = np.stack([batch.input_ids, batch.position_ids, batch.loss_mask.astype(np.int64)])
+        fields = np.stack([batch.input_ids, batch.position_ids, batch.present, batch.loss_mask], dtype=np.int64)
         for process in self._processes:
             _put(process, {"shape": fields.shape}, fields.tobytes())
         try:
@@ -110,10 +110,11 @@ def _follow() -> None:
     _join(own["meeting"], own["rank"], teacher.devices_per_replica)
     network = Network(teacher, capture, own["rank"])
     while line := stream.readline():
-        shape = json.loads(line)["shape"]  # [3, B, S] int64
+        shape = json.loads(line)["shape"]  # [4, B, S] int64
         data = stream.read(8 * int(np.prod(shape)))
-        input_ids, position_ids, loss_mask = np.frombuffer(data, np.int64).reshape(shape).copy()
-        batch = Batch(input_ids, position_ids, loss_mask.astype(bool), labels=np.empty(0, np.int64))
+        input_ids, position_ids, present, loss_mask = np.frombuffer(data, np.int64).reshape(shape).copy()
+        labels = np.empty(0, np.int64)
+        batch = Batch(input_ids, position_ids, present.astype(bool), loss_mask.astype(bool), labels)
         for _ in network.logits(batch):
             pass
 

@@ -13,11 +13,13 @@ import pytest
 
 from distributed_kd.corpus.bytes_of import stretches
 from distributed_kd.corpus.cut import survey
+from distributed_kd.corpus.masking import Masking
 from distributed_kd.corpus.packing import SPLITS, spans
 from distributed_kd.corpus.prepare import _blocks, _following, _write_packed
 from distributed_kd.corpus.sequences import Sequence, rows_to_sequences
 from distributed_kd.corpus.source import list_files
 from distributed_kd.corpus.tokenise import PartFile, tokenise
+from distributed_kd.models.tokenizer import load_tokenizer
 from distributed_kd.recipe import Corpus
 from distributed_kd.store.filesystem import Store
 from tests import toys
@@ -61,7 +63,11 @@ def packed(tokenizer: str, corpus: Corpus, store: Store) -> dict[str, list[Seque
         ranges = {split: spans([file.extents[split] for file in files], corpus) for split in SPLITS}
         for place, file in enumerate(files):
             own = {split: ranges[split][place] for split in SPLITS}
-            done = _write_packed([file.name, *_following(files[place + 1 :], own)], own, corpus, store)
+            names = [file.name, *_following(files[place + 1 :], own)]
+            masking = None
+            if corpus.task == "masked_lm":
+                masking = Masking.of(load_tokenizer(Path(tokenizer)), tokenizer)
+            done = _write_packed(names, own, corpus, masking, store)
             table = pa.ipc.open_file(pa.BufferReader(store.read(done.name))).read_all()
             rows = np.array(table.column("split").to_pylist(), dtype=object)
             for split in SPLITS:
@@ -75,15 +81,22 @@ def same(one: dict[str, list[Sequence]], other: dict[str, list[Sequence]]) -> No
     for split in SPLITS:
         assert len(one[split]) == len(other[split])
         for left, right in zip(one[split], other[split], strict=True):
-            for field in ("input_ids", "loss_mask", "documents", "document_lengths"):
+            for field in ("input_ids", "loss_mask", "labels", "documents", "document_lengths"):
                 np.testing.assert_array_equal(getattr(left, field), getattr(right, field))
 
 
-@pytest.mark.parametrize("packing", ["none", "isolate", "concatenate"])
-@pytest.mark.parametrize("task", ["causal_lm", "chat"])
+@pytest.mark.parametrize(
+    ("task", "packing"),
+    [(task, packing) for task in ("causal_lm", "chat") for packing in ("none", "isolate", "concatenate")]
+    + [("masked_lm", "none"), ("masked_lm", "concatenate")],
+)
 def test_sequences_do_not_depend_on_where_the_file_was_cut(
     tokenizer: str, texts: Path, tmp_path: Path, packing: str, task: str
 ) -> None:
+    if task == "masked_lm":
+        tokenizer = str(tmp_path / "masked")
+        toys.save_masked_tokenizer(Path(tokenizer))
+        (Path(tokenizer) / "config.json").write_text('{"model_type": "bert"}')
     source = toys.write_conversations(tmp_path / "chat.jsonl", 80) if task == "chat" else texts
     keys: dict[str, Any] = {"packing": packing, "task": task, "sequence_length": 16, "validation_fraction": 0.2}
     keys["development_fraction"] = 0.1

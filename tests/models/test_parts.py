@@ -11,7 +11,7 @@ import torch
 
 from distributed_kd.errors import RequestError
 from distributed_kd.models import parts
-from distributed_kd.models.load import load_causal_lm, resolve_dtype
+from distributed_kd.models.load import load_model, resolve_dtype
 from distributed_kd.models.locate import identity, locate
 from distributed_kd.models.tokenizer import load_tokenizer, tokenizer_sha256
 from tests import toys
@@ -34,6 +34,22 @@ def families() -> dict[str, Any]:
         "cohere (scaled)": lambda: t.CohereForCausalLM(t.CohereConfig(**SMALL, logit_scale=0.25)),
         "phi (biased)": lambda: t.PhiForCausalLM(t.PhiConfig(**{**SMALL, "num_key_value_heads": 4})),
         "qwen2": lambda: t.Qwen2ForCausalLM(t.Qwen2Config(**SMALL)),
+        **masked_families(),
+    }
+
+
+def masked_families() -> dict[str, Any]:
+    import transformers as t
+
+    small = {key: value for key, value in SMALL.items() if key not in ("num_key_value_heads", "head_dim")}
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+    return {
+        "bert": lambda: t.BertForMaskedLM(t.BertConfig(**small)),
+        "roberta": lambda: t.RobertaForMaskedLM(t.RobertaConfig(**small)),
+        "distilbert": lambda: t.DistilBertForMaskedLM(
+            t.DistilBertConfig(vocab_size=50, dim=32, hidden_dim=48, n_layers=2, n_heads=4, max_position_embeddings=64)
+        ),
+        "modernbert": lambda: t.ModernBertForMaskedLM(t.ModernBertConfig(**small, **tokens)),
     }
 
 
@@ -45,6 +61,24 @@ def test_heads_of_many_families_are_understood(family: str) -> None:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
     parts.check(model)
+
+
+@pytest.mark.parametrize("family", masked_families())
+def test_a_masked_model_sees_both_sides_and_no_padding(family: str) -> None:
+    torch.manual_seed(0)
+    model = masked_families()[family]().eval()
+    body, head = parts.body_of(model), parts.head_of(model)
+    ids = torch.arange(5, 15)[None]
+    padded = torch.cat([ids, torch.zeros(1, 4, dtype=torch.long)], dim=1)
+    places = torch.arange(14)[None]
+    with torch.no_grad():
+        own = model(input_ids=ids).logits
+        ours = head.logits(body(padded, places, places < 10))[:, :10]
+        torch.testing.assert_close(ours, own, rtol=1e-4, atol=1e-5)
+        later = padded.clone()
+        later[0, 9] = 40
+        assert not torch.equal(head.logits(body(later, places, places < 10))[:, 0], ours[:, 0])
+        torch.testing.assert_close(model(input_ids=ids).logits, own, rtol=0.0, atol=0.0)  # it is as it was
 
 
 def test_a_head_that_does_more_is_refused() -> None:
@@ -62,7 +96,7 @@ def _scaled(output: Any) -> Any:
 
 def test_isolated_documents_do_not_see_each_other(toy_teacher: Path) -> None:
     """Position ids that restart give each document the hidden states it has alone, in a padded batch too."""
-    model = load_causal_lm(toy_teacher, torch.float32, CPU)
+    model = load_model(toy_teacher, torch.float32, CPU)
     body = parts.body_of(model)
     first, second = torch.arange(2, 9), torch.arange(30, 35)
     together = torch.zeros(2, 14, dtype=torch.long)

@@ -91,7 +91,7 @@ def test_heads_that_do_not_divide_are_refused(toy_teacher: Path) -> None:
     """Before any peer is waited for."""
     import torch
 
-    from distributed_kd.models.load import load_causal_lm
+    from distributed_kd.models.load import load_model
 
     with pytest.raises(RequestError, match="its 2 key-value heads cannot be divided over 3 devices"):
-        load_causal_lm(toy_teacher, torch.float32, torch.device("cpu"), devices=3)
+        load_model(toy_teacher, torch.float32, torch.device("cpu"), devices=3)

@@ -1,0 +1,81 @@
+"""Masked language models through the same stages: masks drawn in prepare, targets at masked positions alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from distributed_kd import cache
+from distributed_kd.corpus.prepare import prepare
+from distributed_kd.corpus.sequences import Sequences
+from distributed_kd.errors import RequestError
+from distributed_kd.recipe import Recipe, parse
+from distributed_kd.store.filesystem import Store
+from distributed_kd.teacher.capture import capture
+from tests import toys
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toys.save_masked_model(tmp_path_factory.mktemp("bert"), layers=3, seed=1)
+
+
+@pytest.fixture
+def recipe(toy_recipe: dict[str, Any], teacher: Path) -> dict[str, Any]:
+    toy_recipe["teachers"] = [{"model": str(teacher), "dtype": "float32"}]
+    toy_recipe["corpus"] |= {"task": "masked_lm", "packing": "none", "views": 3}
+    return toy_recipe
+
+
+def test_each_training_window_is_there_once_a_view_and_held_out_ones_once(
+    recipe: dict[str, Any], ray_cluster: Any, tmp_path: Path
+) -> None:
+    done = prepare(parse(recipe))
+    recipe["corpus"]["views"] = 1
+    once = prepare(parse({**recipe, "workdir": str(tmp_path / "once")}))
+    assert done.splits["train"].sequences == 3 * once.splits["train"].sequences
+    assert done.splits["validation"].positions == once.splits["validation"].positions
+    rows = [row for shard in range(done.splits["train"].end_shard) for row in _rows(recipe["workdir"], shard)]
+    for views in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
+        whole = [np.where(view.loss_mask, view.labels, view.input_ids).tolist() for view in views]
+        assert whole[0] == whole[1] == whole[2]  # one text
+        assert whole[0][0] == 2 and whole[0][-1] == 3 and len(whole[0]) <= 16
+    assert len({tuple(view.loss_mask.tolist()) for view in rows}) > 3
+
+
+def test_targets_are_the_models_own_at_masked_positions(
+    recipe: dict[str, Any], teacher: Path, ray_cluster: Any
+) -> None:
+    from transformers import AutoModelForMaskedLM
+
+    recipe["capture"]["codec"] = "plain-1"
+    parsed: Recipe = parse(recipe)
+    manifest = prepare(parsed)
+    capture(parsed)
+    logits = cache.open(f"{parsed.workdir}/cache")
+    model = AutoModelForMaskedLM.from_pretrained(teacher).eval()
+    assert sum(row.sequence.positions for row in logits) == manifest.splits["train"].positions
+    for row in [logits[0], logits[len(logits) - 1]]:
+        with torch.no_grad():
+            own = model(input_ids=torch.from_numpy(row.sequence.input_ids.astype(np.int64))[None]).logits[0]
+        expected = own[torch.from_numpy(row.sequence.loss_mask)].log_softmax(1).topk(8)
+        np.testing.assert_array_equal(row.targets.ids, expected.indices)
+        log_p, _ = row.targets.log_probabilities(1.0)
+        np.testing.assert_allclose(log_p, expected.values, atol=4e-3)  # float16 logits
+        assert row.sequence.given_labels is not None
+
+
+def test_a_model_of_the_other_kind_is_refused(recipe: dict[str, Any], toy_teacher: Path) -> None:
+    recipe["corpus"]["task"] = "causal_lm"
+    with pytest.raises(RequestError, match=r"is a BertForMaskedLM, which does not go with corpus\.task: causal_lm"):
+        prepare(parse(recipe))
+
+
+def _rows(workdir: str, shard: int) -> Any:
+    return Sequences.open(Store(workdir)).read(shard)
