@@ -238,6 +238,9 @@ class Trainer(Section):
     seed: int = 0
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: none")
     keep_checkpoints: Positive = 2
+    disk_cache_gib: float = Field(
+        50.0, ge=0.0, description="of a cache in a bucket: shards kept on this host's disk, for all its ranks; 0: none"
+    )
     follow: bool = False
 
     @model_validator(mode="after")

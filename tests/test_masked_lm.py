@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from distributed_kd.recipe import Recipe, parse
 from distributed_kd.store.filesystem import Store
 from distributed_kd.teacher.capture import capture
 from tests import toys
+from tests.commands import dkd, write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -75,6 +77,26 @@ def test_a_model_of_the_other_kind_is_refused(recipe: dict[str, Any], toy_teache
     recipe["corpus"]["task"] = "causal_lm"
     with pytest.raises(RequestError, match=r"is a BertForMaskedLM, which does not go with corpus\.task: causal_lm"):
         prepare(parse(recipe))
+
+
+def test_a_student_of_the_teachers_layers_is_trained_and_scored(
+    recipe: dict[str, Any], teacher: Path, tmp_path: Path
+) -> None:
+    """All four stages, two ranks under ZeRO-3; the student starts from two of three layers and ends as a folder."""
+    from transformers import AutoModelForMaskedLM
+
+    recipe["student"] = {"init": "teacher_layers", "layers": [0, 2]}
+    recipe["trainer"] |= {"processes": 2, "deepspeed": {"zero_optimization": {"stage": 3}}, "micro_batch": 2}
+    done = dkd("run", write_recipe(tmp_path, recipe))
+    assert done.returncode == 0, done.stderr
+    work = Path(recipe["workdir"])
+    student = AutoModelForMaskedLM.from_pretrained(work / "student" / "export")
+    assert type(student).__name__ == "BertForMaskedLM" and student.config.num_hidden_layers == 2
+    report = json.loads((work / "report" / "report.json").read_text())
+    assert report["models"]["student"]["kl_from_teacher"] > report["models"]["teacher"]["kl_from_teacher"] == 0.0
+    assert report["retention"] is None  # this teacher is random and never right
+    losses = [json.loads(line)["loss"] for line in (work / "student" / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0]
 
 
 def _rows(workdir: str, shard: int) -> Any:

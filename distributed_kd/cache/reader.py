@@ -13,11 +13,14 @@ from distributed_kd.cache import shard as shards
 from distributed_kd.cache.manifest import CacheManifest, read_entries, read_tables
 from distributed_kd.cache.shard import Row
 from distributed_kd.errors import RequestError
+from distributed_kd.store.arrow import table_of
 from distributed_kd.store.digest import differences
+from distributed_kd.store.disk_cache import DiskCache
 from distributed_kd.store.filesystem import Store
-from distributed_kd.store.index import ShardEntry, ShardIndex, read_shard, shard_name
+from distributed_kd.store.index import ShardEntry, ShardIndex, read_known, shard_name
 
 _SHARDS_HELD = 4
+_REMEDY = "repair the cache"
 
 
 class LogitCache:
@@ -39,18 +42,26 @@ class LogitCache:
 
         Only this sequence is decoded; its shard is read and checked once, and the last few are held.
         """
-        place = self._place_of(index)
-        row = self._table(place).slice(index - int(self._ends[place]), 1)
-        return _decode(self.store, self.manifest, self.entries[place], row, self.tables)[0]
-
-    def shard_of(self, index: int) -> int:
-        """The number of the shard that holds sequence `index`."""
-        return self.entries[self._place_of(index)].shard
-
-    def _place_of(self, index: int) -> int:
         if not 0 <= index < len(self):
             raise IndexError(f"sequence {index} of {len(self)}")
-        return int(np.searchsorted(self._ends, index, "right")) - 1
+        place = int(self.places_of(index))
+        return self.rows(place, self._table(place), np.array([index]))[0]
+
+    def places_of(self, indices: np.ndarray | int) -> np.ndarray:
+        """The places in the index of the shards that hold these sequences, in an array of the same shape."""
+        return np.searchsorted(self._ends, indices, "right") - 1
+
+    def table(self, place: int, disk: DiskCache | None = None) -> pa.Table:
+        """The shard in this place of the index, checked and not decoded, kept on `disk` for the next who wants it.
+
+        Raises `RequestError` when it is not good.
+        """
+        return _read_table(self.store, self.manifest, self.entries[place], disk)
+
+    def rows(self, place: int, table: pa.Table, indices: np.ndarray) -> list[Row]:
+        """These sequences out of the table of the shard that holds them; the others are not decoded."""
+        own = table.take(pa.array(indices - int(self._ends[place])))
+        return _decode(self.store, self.manifest, self.entries[place], own, self.tables)
 
     def batches(self, size: int) -> Iterator[list[Row]]:
         """Rows in shard order, `size` at a time; the last batch may be smaller."""
@@ -83,8 +94,8 @@ def read_rows(store: Store, manifest: CacheManifest, entry: ShardEntry, tables: 
     return rows
 
 
-def _read_table(store: Store, manifest: CacheManifest, entry: ShardEntry) -> pa.Table:
-    table = _read_again_if_damaged(store, entry)
+def _read_table(store: Store, manifest: CacheManifest, entry: ShardEntry, disk: DiskCache | None = None) -> pa.Table:
+    table = _read_again_if_damaged(store, entry, disk)
     where = f"{store.uri}/{shard_name(entry.shard)}"
     if table.num_rows != entry.rows:
         raise RequestError(f"{where} has {table.num_rows} rows, the index says {entry.rows}; repair the cache")
@@ -96,14 +107,20 @@ def _read_table(store: Store, manifest: CacheManifest, entry: ShardEntry) -> pa.
     return table
 
 
-def _read_again_if_damaged(store: Store, entry: ShardEntry) -> pa.Table:
+def _read_again_if_damaged(store: Store, entry: ShardEntry, disk: DiskCache | None) -> pa.Table:
     """The file's table. Bytes that are not the index's are read once more: a transfer may have been at fault."""
-    try:
-        return read_shard(store, entry, "repair the cache")
-    except RequestError as error:
-        if error.__cause__ is not None:  # it is not there, or no table by the right digest
-            raise
-    return read_shard(store, entry, "repair the cache")
+    name = shard_name(entry.shard)
+
+    def known() -> bytes:
+        try:
+            return read_known(store, name, entry, _REMEDY)
+        except RequestError as error:
+            if error.__cause__ is not None:  # it is not there
+                raise
+        return read_known(store, name, entry, _REMEDY)
+
+    data = known() if disk is None else disk.read(entry.sha256, known)
+    return table_of(data, f"{store.uri}/{name}")
 
 
 def _decode(

@@ -106,9 +106,10 @@ def _score(
     with console.progress("evaluate", len(documents)) as advance:
         scores = score(models, held_out, recipe.capture.batch_tokens, recipe.capture.head_chunk, advance)
     own = {name: measures.figures(value) for name, value in scores.items()}
+    teachers = own[TEACHER]["accuracy"]
     report: dict[str, Any] = {
         "models": own,
-        "retention": own["student"]["accuracy"] / own[TEACHER]["accuracy"],
+        "retention": own["student"]["accuracy"] / teachers if teachers else None,
         "held_out": {
             "split": recipe.evaluate.split,
             "documents": len(np.unique(documents)),

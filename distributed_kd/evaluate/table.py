@@ -22,9 +22,10 @@ def report_table(report: dict[str, Any]) -> Table:
     """Teacher, student, baseline, and student minus baseline with its 95% interval over documents."""
     held_out = report["held_out"]
     scope = f"{held_out['positions']:,} positions of {held_out['documents']} held-out documents"
+    retention = "unknown, as the teacher has none" if report["retention"] is None else f"{report['retention']:.3f}"
     table = Table(
         title=f"{scope} ({held_out['split']})",
-        caption=f"retention, the student's accuracy over the teacher's: {report['retention']:.3f}",
+        caption=f"retention, the student's accuracy over the teacher's: {retention}",
     )
     table.add_column("")
     for name in report["models"]:

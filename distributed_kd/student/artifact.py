@@ -18,7 +18,9 @@ EXPORT = "export"
 METRICS = "metrics.jsonl"
 
 # These change how fast training runs, not what is learnt.
-_NOT_IN_FINGERPRINT = {"processes", "micro_batch", "checkpoint_every", "keep_checkpoints", "follow"}
+_NOT_IN_FINGERPRINT = {
+    "processes", "micro_batch", "checkpoint_every", "keep_checkpoints", "follow", "disk_cache_gib",
+}  # fmt: skip
 
 
 class StudentManifest(Manifest):

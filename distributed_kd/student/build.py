@@ -16,7 +16,7 @@ import torch
 
 from distributed_kd.errors import RequestError
 from distributed_kd.models.config import load_config
-from distributed_kd.models.load import load_model
+from distributed_kd.models.load import auto_class, load_model
 from distributed_kd.models.locate import identity, locate
 from distributed_kd.models.tokenizer import load_tokenizer
 from distributed_kd.recipe import Recipe, Student
@@ -66,10 +66,8 @@ def student_folder(recipe: Recipe) -> Path:
 def load_student(recipe: Recipe, folder: Path) -> Any:
     """The student on the CPU in float32, trainable parameters marked. The same seed gives the same fresh weights."""
     if recipe.student.init == "random":
-        from transformers import AutoModelForCausalLM
-
         torch.manual_seed(recipe.trainer.seed)
-        model = AutoModelForCausalLM.from_config(load_config(folder)).float()
+        model = auto_class(folder).from_config(load_config(folder)).float()
     else:
         model = load_model(folder, torch.float32, torch.device("cpu"))
     freeze(model, recipe.student)
@@ -78,10 +76,8 @@ def load_student(recipe: Recipe, folder: Path) -> Any:
 
 def empty_student(folder: Path) -> Any:
     """The student's modules and parameter names without memory for them."""
-    from transformers import AutoModelForCausalLM
-
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(load_config(folder))
+        return auto_class(folder).from_config(load_config(folder))
 
 
 def freeze(model: Any, student: Student) -> None:
@@ -126,7 +122,6 @@ def which_layers(layers: int | list[int], of: int) -> list[int]:
 def keep_layers(teacher: Path, layers: int | list[int] | None, target: Path) -> None:
     """Writes to `target` the teacher's model with these of its layers, reading no other layer's tensors."""
     from safetensors import safe_open
-    from transformers import AutoModelForCausalLM
 
     assert layers is not None  # the recipe's own rule
     config = load_config(teacher)
@@ -148,7 +143,7 @@ def keep_layers(teacher: Path, layers: int | list[int] | None, target: Path) -> 
                     renamed = f"{name[: place.start(1)]}{new_number[int(place[1])]}{name[place.end(1) :]}"
                     weights[renamed] = tensors.get_tensor(name)
     dtype = next(iter(weights.values())).dtype
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model = auto_class(teacher).from_config(config, dtype=dtype)
     missing = model.load_state_dict(weights, strict=False).missing_keys
     model.tie_weights()
     own = {name for name, _ in model.named_parameters()}  # a tied head is not among them

@@ -18,27 +18,33 @@ _BYTES = 16
 
 
 def sequence_digest(sequence: Sequence) -> bytes:
-    """[16] bytes, of its ids, loss mask and documents, whatever its number."""
+    """[16] bytes, of its ids, loss mask, documents and given labels, whatever its number."""
     digest = hashlib.sha256(b"%d %d" % (len(sequence.input_ids), len(sequence.documents)))
     digest.update(sequence.input_ids.astype("<i4", copy=False).tobytes())
     digest.update(np.packbits(sequence.loss_mask).tobytes())
     digest.update(sequence.documents.astype("<i8", copy=False).tobytes())
     digest.update(sequence.document_lengths.astype("<i4", copy=False).tobytes())
+    if sequence.given_labels is not None:
+        digest.update(sequence.given_labels.astype("<i4", copy=False).tobytes())
     return digest.digest()[:_BYTES]
 
 
 class SequenceDigests:
-    """Of the training sequences. A shard of them is read when it is first asked for; 16 bytes a sequence are kept."""
+    """Of the training sequences; 16 bytes of each that was loaded are kept."""
 
     def __init__(self, sequences: Sequences) -> None:
         self._sequences = sequences
         self._held: dict[int, tuple[int, bytes]] = {}  # by shard: its first sequence's id, and all digests
 
-    def has(self, sequence: Sequence, shard: int) -> bool:
-        """Whether this is the sequence of that id in the shard. Raises `RequestError` when the artifact is not good."""
+    def load(self, shard: int) -> None:
+        """Reads a shard of the artifact, unless it was. Raises `RequestError` when it is not good."""
         if shard not in self._held:
             own = self._sequences.read(shard)  # a sequence shard and its logit shard have one number
             self._held[shard] = (own[0].sequence_id if own else 0, b"".join(map(sequence_digest, own)))
+
+    def has(self, sequence: Sequence, shard: int) -> bool:
+        """Whether this is the sequence of that id in the shard."""
+        self.load(shard)
         first, digests = self._held[shard]
         begin = _BYTES * (sequence.sequence_id - first)
         return begin >= 0 and digests[begin : begin + _BYTES] == sequence_digest(sequence)

@@ -35,7 +35,7 @@ class DistillationModel(nn.Module):
 
     def forward(self, batch: MicroBatch, scale: float) -> Tensor:
         """The loss summed over the micro-batch's positions, times `scale`; its parts stay in `last_loss`."""
-        hidden = parts.body_of(self.model)(batch.input_ids, batch.position_ids)
+        hidden = parts.body_of(self.model)(batch.input_ids, batch.position_ids, batch.present)
         loss = linear_distillation_loss(
             hidden[batch.loss_mask],
             parts.head_of(self.model),

@@ -36,9 +36,14 @@ class PositionTargets:
         return len(self.ids)
 
     def rows(self, begin: int, end: int) -> PositionTargets:
-        return PositionTargets(
-            self.labels[begin:end], self.ids[begin:end], self.log_p[begin:end], self.log_p_tail[begin:end]
-        )
+        return PositionTargets(*(tensor[begin:end] for tensor in self._tensors))
+
+    def to(self, device: torch.device) -> PositionTargets:
+        return PositionTargets(*(tensor.to(device) for tensor in self._tensors))
+
+    @property
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return self.labels, self.ids, self.log_p, self.log_p_tail
 
 
 class Loss(NamedTuple):

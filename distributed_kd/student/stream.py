@@ -1,13 +1,21 @@
-"""From the cache to tensors: a rank's micro-batches, read and decoded ahead in a background thread."""
+"""From the cache to tensors: a rank's micro-batches, read and decoded ahead in background threads.
+
+Some threads wait for shards (`shard_tables.py`), one decodes. rANS is decoded here and not on an accelerator: each
+word of a stream tells where the next one is read, so a position's ids come one after another, and a core decodes more
+than a student on one accelerator takes (`benchmarks/stream.py`).
+"""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -16,10 +24,12 @@ from distributed_kd.cache.shard import Row
 from distributed_kd.cache.soft_targets import SoftTargets
 from distributed_kd.corpus.batch import collate
 from distributed_kd.errors import RequestError
+from distributed_kd.store.disk_cache import DiskCache
 from distributed_kd.store.index import shard_name
 from distributed_kd.student.identity import SequenceDigests
 from distributed_kd.student.objective import PositionTargets
 from distributed_kd.student.order import GlobalOrder
+from distributed_kd.student.shard_tables import ShardTables
 
 _AHEAD = 2
 
@@ -28,20 +38,16 @@ _AHEAD = 2
 class MicroBatch:
     input_ids: Tensor  # [B, S] int64
     position_ids: Tensor  # [B, S] int64
+    present: Tensor  # [B, S] bool, False where a row is padded
     loss_mask: Tensor  # [B, S] bool
     targets: PositionTargets  # of the scored positions, row by row
     sequence_ids: tuple[int, ...]  # of the rows, and
     shards: tuple[int, ...]  # where the cache has them
 
     def to(self, device: torch.device) -> MicroBatch:
-        targets = PositionTargets(
-            self.targets.labels.to(device),
-            self.targets.ids.to(device),
-            self.targets.log_p.to(device),
-            self.targets.log_p_tail.to(device),
-        )
-        inputs = (self.input_ids.to(device), self.position_ids.to(device), self.loss_mask.to(device))
-        return MicroBatch(*inputs, targets, self.sequence_ids, self.shards)
+        inputs = (self.input_ids, self.position_ids, self.present, self.loss_mask)
+        ids, positions, present, mask = (tensor.to(device) for tensor in inputs)
+        return MicroBatch(ids, positions, present, mask, self.targets.to(device), self.sequence_ids, self.shards)
 
 
 def to_micro_batch(rows: list[Row], shards: list[int], temperature: float) -> MicroBatch:
@@ -51,6 +57,7 @@ def to_micro_batch(rows: list[Row], shards: list[int], temperature: float) -> Mi
     return MicroBatch(
         torch.from_numpy(batch.input_ids),
         torch.from_numpy(batch.position_ids),
+        torch.from_numpy(batch.present),
         torch.from_numpy(batch.loss_mask),
         PositionTargets(
             torch.from_numpy(batch.labels[batch.loss_mask]),
@@ -67,16 +74,17 @@ class Stream:
     """Yields, for each optimizer step from `first_step` on, the list of this rank's micro-batches.
 
     sequences: those that the cache must be of; without them a row is held to its id alone.
+    disk: where shards are kept for this rank's next epoch and for the other ranks of the host.
     """
 
     def __init__(
         self, cache: LogitCache, order: GlobalOrder, *, rank: int, world: int, micro_batch: int, temperature: float,
-        sequences: SequenceDigests | None = None,
+        sequences: SequenceDigests | None = None, disk: DiskCache | None = None,
     ) -> None:  # fmt: skip
         self.cache, self.order = cache, order
         self.rank, self.world = rank, world
         self.micro_batch, self.temperature = micro_batch, temperature
-        self.sequences = sequences
+        self.sequences, self.disk = sequences, disk
 
     def steps(self, first_step: int, end_step: int) -> Generator[list[MicroBatch]]:
         """An error of the reading thread is raised here, where its step is due."""
@@ -92,13 +100,14 @@ class Stream:
                     continue
 
         def read() -> None:
-            try:
-                for step in range(first_step, end_step):
-                    if stopped.is_set():
-                        return
-                    put(self._step(step))
-            except BaseException as error:  # handed over to the consumer, whatever it is
-                put(error)
+            with closing(ShardTables(self._fetch, self.cache.entries.bytes)) as tables:
+                try:
+                    for micro_batches in self._steps(range(first_step, end_step), tables):
+                        put(micro_batches)
+                        if stopped.is_set():
+                            return
+                except BaseException as error:  # handed over to the consumer, whatever it is
+                    put(error)
 
         thread = threading.Thread(target=read, name="cache-reader", daemon=True)
         thread.start()
@@ -112,18 +121,47 @@ class Stream:
             stopped.set()
             thread.join()
 
-    def _step(self, step: int) -> list[MicroBatch]:
-        numbers = [int(index) for index in self.order.rank_batch(step, self.rank, self.world)]
-        shards = [self.cache.shard_of(number) for number in numbers]
-        rows = [self._row(number, shard) for number, shard in zip(numbers, shards, strict=True)]
+    def _steps(self, steps: range, tables: ShardTables) -> Iterator[list[MicroBatch]]:
+        spans = list(enumerate(self.order.spans(steps)))
+        planned = [self._plan(span, own, tables) for span, own in spans[:1]]
+        for place in range(len(spans)):
+            # The next epoch's shards are read ahead while this one's last batches are taken.
+            planned += [self._plan(span, own, tables) for span, own in spans[place + 1 : place + 2]]
+            numbers, places = planned.pop(0)
+            for own, where in zip(numbers, places, strict=True):
+                yield self._micro_batches(place, own, where, tables)
+
+    def _plan(self, span: int, steps: range, tables: ShardTables) -> tuple[np.ndarray, np.ndarray]:
+        """[steps, sequences of this rank] each: their indices, and the places of their shards."""
+        numbers = np.stack([self.order.rank_batch(step, self.rank, self.world) for step in steps])
+        places = self.cache.places_of(numbers)
+        tables.plan(span, places.ravel())
+        return numbers, places
+
+    def _fetch(self, place: int) -> pa.Table:
+        table = self.cache.table(place, self.disk)
+        if self.sequences is not None:
+            self.sequences.load(self.cache.entries[place].shard)
+        return table
+
+    def _micro_batches(
+        self, span: int, numbers: np.ndarray, places: np.ndarray, tables: ShardTables
+    ) -> list[MicroBatch]:
+        rows: list[Any] = [None] * len(numbers)
+        shards = self.cache.entries.shard[places].tolist()
+        for place in dict.fromkeys(places.tolist()):  # in the order of first use, as they were planned
+            own = np.flatnonzero(places == place)
+            table = tables.take(span, place, len(own))
+            for at, row in zip(own.tolist(), self.cache.rows(place, table, numbers[own]), strict=True):
+                self._check(row, int(numbers[at]), shards[at])
+                rows[at] = row
         return [
             to_micro_batch(rows[at : at + self.micro_batch], shards[at : at + self.micro_batch], self.temperature)
             for at in range(0, len(rows), self.micro_batch)
         ]
 
-    def _row(self, number: int, shard: int) -> Row:
+    def _check(self, row: Row, number: int, shard: int) -> None:
         """Raises `RequestError` where the cache is of other sequences, which its digests need not tell."""
-        row = self.cache[number]
         found = row.sequence.sequence_id
         if found != number or (self.sequences is not None and not self.sequences.has(row.sequence, shard)):
             said = f"sequence {found}" if found != number else "other tokens or documents"
@@ -131,4 +169,3 @@ class Stream:
                 f"{self.cache.store.uri}/{shard_name(shard)} has {said} in the place of sequence {number}: it is of "
                 "other sequences than are trained on; delete the cache's folder and run `dkd cache` again"
             )
-        return row

@@ -14,7 +14,7 @@ from distributed_kd.cache.reader import LogitCache
 from distributed_kd.corpus.sequences import Sequences
 from distributed_kd.errors import RequestError
 from distributed_kd.launch.torchrun import launch
-from distributed_kd.models.config import load_config, longest_sequence
+from distributed_kd.models.config import load_config, longest_sequence, refuse_other_task
 from distributed_kd.models.locate import cache_folder
 from distributed_kd.models.tokenizer import load_tokenizer, tokenizer_sha256
 from distributed_kd.recipe import Recipe, dump
@@ -90,7 +90,9 @@ def _refuse_what_does_not_fit(recipe: Recipe, logits: LogitCache, processes: int
     deepspeed_config(trainer, processes)
     folder = student_folder(recipe)
     freeze(empty_student(folder), recipe.student)
-    bound = longest_sequence(load_config(folder))
+    config = load_config(folder)
+    refuse_other_task(config, str(folder), recipe.corpus.task)
+    bound = longest_sequence(config)
     longest = Sequences.of(recipe).manifest.sequence_length
     if bound is not None and longest > bound:
         raise RequestError(f"sequences of {longest} ids are beyond the student's {bound} positions ({folder})")

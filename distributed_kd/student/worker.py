@@ -21,8 +21,10 @@ from distributed_kd.cache.manifest import FOLDER as CACHE_FOLDER
 from distributed_kd.corpus.sequences import Sequences
 from distributed_kd.errors import DkdError
 from distributed_kd.models import parts
+from distributed_kd.models.locate import cache_folder
 from distributed_kd.recipe import Recipe, parse
 from distributed_kd.store.digest import fingerprint
+from distributed_kd.store.disk_cache import DiskCache
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.folder import put_folder
 from distributed_kd.store.manifest import Run, peak_memory_bytes
@@ -57,11 +59,12 @@ def run(recipe: Recipe, arm: str, notes: Path, begun: float) -> None:
     steps = number_of_steps(recipe, len(logits))
     wrapped = DistillationModel(model, recipe.objective, zero_stage(config))
     engine = start_engine(wrapped, recipe.trainer, config, steps)
-    order = GlobalOrder(logits.manifest.fingerprint, recipe.trainer.seed, len(logits), recipe.trainer.global_batch)
+    rows, batch = logits.entries.rows, recipe.trainer.global_batch
+    order = GlobalOrder(logits.manifest.fingerprint, recipe.trainer.seed, rows, batch)
     stream = Stream(
         logits, order, rank=rank, world=world,
         micro_batch=recipe.trainer.micro_batch, temperature=recipe.objective.temperature,
-        sequences=SequenceDigests(Sequences.of(recipe)),
+        sequences=SequenceDigests(Sequences.of(recipe)), disk=_disk(recipe, logits.store),
     )  # fmt: skip
     checkpoints = checkpoint.checkpoint_folder(store, fingerprint(made_from))
     resumed, metrics = checkpoint.load_newest(engine, checkpoints)
@@ -89,6 +92,12 @@ def run(recipe: Recipe, arm: str, notes: Path, begun: float) -> None:
         ).put(store)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+
+
+def _disk(recipe: Recipe, store: Store) -> DiskCache | None:
+    """None where the cache is on a disk already."""
+    limit = int(recipe.trainer.disk_cache_gib * 2**30)
+    return DiskCache(cache_folder() / "shards", limit) if limit and not store.is_local else None
 
 
 def number_of_steps(recipe: Recipe, sequences: int) -> int:

@@ -83,7 +83,7 @@ def put_instead(store: Store, rows: list[Row]) -> None:
 def train(store: Store, sequences: Sequences | None) -> list[int]:
     """The ids of an epoch's sequences, as a trainer would be given them."""
     opened = cache.open(store)
-    order = GlobalOrder(opened.manifest.fingerprint, 0, len(opened), 4)
+    order = GlobalOrder(opened.manifest.fingerprint, 0, opened.entries.rows, 4)
     digests = SequenceDigests(sequences) if sequences is not None else None
     stream = Stream(
         opened, order, rank=0, world=1, micro_batch=2, temperature=TEMPERATURES[0], sequences=digests

@@ -48,12 +48,12 @@ def test_the_sequences_are_named_and_every_rank_ends(toy_recipe: dict[str, Any],
 
     workdir = Path(toy_recipe["workdir"])
     cache = caches.open(str(workdir / "cache"))
-    order = GlobalOrder(cache.manifest.fingerprint, 0, len(cache), BATCH)
+    order = GlobalOrder(cache.manifest.fingerprint, 0, cache.entries.rows, BATCH)
     is_bad = [POISON in row.sequence.input_ids for row in (cache[place] for place in range(len(cache)))]
     step = next(step for step in range(60) if any(is_bad[place] for place in order.batch(step)))
     bad = [int(place) for place in order.batch(step) if is_bad[place]]
     assert f"the loss is nan at step {step}, from sequences " in line
     named = [(int(number), int(shard)) for number, shard in re.findall(r"(\d+) \(shard (\d+)\)", line)]
-    assert named == [(cache[place].sequence.sequence_id, cache.shard_of(place)) for place in bad]
+    assert named == [(cache[place].sequence.sequence_id, int(cache.places_of(place))) for place in bad]
     checkpoints = sorted((workdir / "student" / "checkpoints").glob("step-*.json"))
     assert [path.stem for path in checkpoints] == [f"step-{one:08d}" for one in range(max(1, step - 1), step + 1)]

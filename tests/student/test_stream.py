@@ -31,7 +31,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> LogitCache:
 
 def rank_stream(opened: LogitCache, rank: int = 0, world: int = 1, micro_batch: int = 2, **said: Any) -> Stream:
     """As a rank's worker makes it."""
-    order = GlobalOrder(opened.manifest.fingerprint, 3, len(opened), BATCH)
+    order = GlobalOrder(opened.manifest.fingerprint, 3, opened.entries.rows, BATCH)
     return Stream(opened, order, rank=rank, world=world, micro_batch=micro_batch, temperature=TEMPERATURES[0], **said)
 
 
@@ -54,7 +54,7 @@ def whole(opened: LogitCache) -> list[list[int]]:
 def test_batches_are_those_of_the_order_and_hold_the_sequences_that_they_name(
     opened: LogitCache, whole: list[list[int]]
 ) -> None:
-    order = GlobalOrder(opened.manifest.fingerprint, 3, SEQUENCES, BATCH)
+    order = GlobalOrder(opened.manifest.fingerprint, 3, opened.entries.rows, BATCH)
     assert whole == [order.batch(step).tolist() for step in range(STEPS)]
     for batches in rank_stream(opened, micro_batch=3).steps(0, STEPS):
         for batch in batches:
@@ -81,8 +81,8 @@ def test_batches_are_the_same_lists_however_far_is_read_ahead(
     found = []
     stream = rank_stream(opened)
     if slow == "reader":
-        step = stream._step
-        monkeypatch.setattr(stream, "_step", lambda number: (time.sleep(0.01), step(number))[1])
+        made = stream._micro_batches
+        monkeypatch.setattr(stream, "_micro_batches", lambda *given: (time.sleep(0.01), made(*given))[1])
     for batches in stream.steps(0, STEPS):
         found.append(ids_of(batches))
         time.sleep(0.01 if slow == "trainer" else 0.0)
