@@ -18,7 +18,10 @@ EXPORT = "export"
 METRICS = "metrics.jsonl"
 
 # These change how fast training runs, not what is learnt.
-_NOT_IN_FINGERPRINT = {"processes", "micro_batch", "checkpoint_every", "keep_checkpoints", "follow"}
+_NOT_IN_FINGERPRINT = {
+    "launcher", "processes", "hostfile", "workers", "max_failures", "timeout_minutes",
+    "micro_batch", "checkpoint_every", "keep_checkpoints", "follow",
+}  # fmt: skip
 
 
 class StudentManifest(Manifest):

@@ -1,0 +1,64 @@
+"""Ranks as the workers of Ray Train's TorchTrainer: a lost one restarts from the last complete checkpoint by itself.
+
+Ray places the workers, joins them and starts all of them anew when one is lost. The rest is the worker function that
+every launcher starts: it reads the cache, writes checkpoints and tells its progress past Ray. An error of ours ends
+the ranks as it does elsewhere and would be tried again, so those that start after it read it and do nothing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+from distributed_kd import console
+from distributed_kd.errors import WorkError
+from distributed_kd.launch.processors import set_processors
+from distributed_kd.launch.ranks import Notes, error_of, shown
+from distributed_kd.launch.ray_session import ray_session
+from distributed_kd.recipe import Recipe
+
+_POLL_SECONDS = 1.0
+
+
+def launch(work: Callable[[str], None], recipe: Recipe, arm: str, workers: int, notes: Notes) -> None:
+    """Calls `work(NOTES)` in so many workers, until all end.
+
+    Raises what a rank refused, or `WorkError` when more were lost than `trainer.max_failures`.
+    """
+    notes.begin(recipe, arm)
+    with ray_session(recipe.capture.address), tempfile.TemporaryDirectory(prefix="dkd-ray-train-") as folder:
+        import ray
+        from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        trainer = TorchTrainer(
+            _rank,
+            train_loop_config={"work": work, "notes": notes.store.uri},
+            torch_config=TorchConfig(timeout_s=round(60 * recipe.trainer.timeout_minutes)),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu="GPU" in ray.cluster_resources()),
+            run_config=RunConfig(
+                name=arm, storage_path=folder, failure_config=FailureConfig(max_failures=recipe.trainer.max_failures)
+            ),
+        )
+        console.say(f"train: starting {workers} Ray workers for the {arm}")
+        failed = None
+        try:
+            with shown(arm, notes.progress, _POLL_SECONDS):
+                trainer.fit()
+        except TrainingFailedError as error:
+            failed = error
+    verdict = notes.error()
+    if verdict is not None and (failed is not None or verdict.kind == "refused"):
+        raise error_of(verdict) from failed
+    if failed is not None:
+        raise WorkError(f"training failed: {' '.join(str(failed).split())[:300]}") from failed
+
+
+def _rank(said: dict[str, Any]) -> None:
+    import os
+
+    verdict = Notes(said["notes"]).error()
+    if verdict is None or verdict.kind != "refused":
+        set_processors(os.environ, int(os.environ["LOCAL_WORLD_SIZE"]))
+        said["work"](said["notes"])
