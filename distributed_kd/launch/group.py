@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -42,6 +43,8 @@ def joined_ranks(minutes: float, tell: Callable[[Verdict], None], debug: bool) -
 def _join(timeout: timedelta, tell: Callable[[Verdict], None]) -> Watch:
     import torch
 
+    # DeepSpeed's collectives go by names that torch 2.13 gives up, which each of them would say in each step.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

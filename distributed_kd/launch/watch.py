@@ -6,7 +6,7 @@ which the first host serves) and looks whether the next rank's beat goes on: two
 whatever the number of ranks. What ends a rank is written there as the verdict, which all others find with their
 next beat. A request over a link that is cut has no end, so a second thread notices where the store itself is silent.
 
-A rank counts as silent after 0.7 of the timeout, so that all have ended when it is over. A rank that beats and does
+A rank counts as silent after 0.6 of the timeout, so that all have ended when it is over. A rank that beats and does
 not come to a collective is found when the others' collective has timed out: each beat says where its thread is.
 """
 
@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
 
-_SHARE = 0.7
+_SHARE = 0.6
 # Files whose functions wait for other ranks, or for what they have begun on a GPU.
 _WAITING = ("torch/distributed", "torch/autograd", "deepspeed/", "launch/watch.py")
 _NAMED = 8
