@@ -30,7 +30,7 @@ def joined_ranks(minutes: float, tell: Callable[[Verdict], None], debug: bool) -
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        if debug or not isinstance(error, DkdError):
+        if debug:
             traceback.print_exc()
         verdict = Verdict("refused", str(error), error.exit_code) if isinstance(error, DkdError) else watch.why(error)
         watch.end_process(verdict)

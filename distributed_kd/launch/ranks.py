@@ -61,6 +61,10 @@ class Notes:
         if progress is not None:
             self.store.put(_PROGRESS, progress)
 
+    def take_back(self) -> None:
+        """Of ranks that were lost."""
+        self.store.delete(_PROGRESS)
+
     def progress(self) -> dict[str, Any] | None:
         return self._read(_PROGRESS)
 
@@ -87,21 +91,32 @@ def error_of(verdict: Verdict) -> DkdError:
 
 @contextmanager
 def shown(arm: str, read: Callable[[], dict[str, Any] | None], seconds: float) -> Iterator[None]:
-    """Shows the progress that `read` finds every so many seconds, while the block runs."""
+    """Shows the progress that `read` finds every so many seconds, while the block runs.
+
+    Progress that is taken back is that of ranks which were lost and start again.
+    """
     ended = threading.Event()
 
     def show() -> None:
-        while (state := read()) is None:
-            if ended.wait(seconds):
-                return
+        state = None
+        last = False
+        while state is None and not last:
+            last = ended.wait(seconds)
+            state = read()
+        if state is None:
+            return
+        lost = False
         with console.progress(arm, state["total"]) as advance:
-            while True:
+            advance(state["done"], state["note"])
+            while not last:
                 last = ended.wait(seconds)
                 with contextlib.suppress(StoreError):  # it is asked again
-                    state = read() or state
+                    found = read()
+                    if found is None and not lost:
+                        console.say(f"train: a rank was lost; the {arm} goes on from the last checkpoint")
+                    lost = found is None
+                    state = found or state
                 advance(state["done"], state["note"])
-                if last:
-                    return
 
     thread = threading.Thread(target=show, name="dkd-progress", daemon=True)
     thread.start()

@@ -58,7 +58,11 @@ def launch(work: Callable[[str], None], recipe: Recipe, arm: str, workers: int, 
 def _rank(said: dict[str, Any]) -> None:
     import os
 
-    verdict = Notes(said["notes"]).error()
-    if verdict is None or verdict.kind != "refused":
-        set_processors(os.environ, int(os.environ["LOCAL_WORLD_SIZE"]))
-        said["work"](said["notes"])
+    notes = Notes(said["notes"])
+    verdict = notes.error()
+    if verdict is not None and verdict.kind == "refused":
+        return
+    if os.environ["RANK"] == "0":
+        notes.take_back()
+    set_processors(os.environ, int(os.environ["LOCAL_WORLD_SIZE"]))
+    said["work"](said["notes"])

@@ -51,7 +51,7 @@ class Watch:
 
         self.rank, self.world = rank, world
         self.limit = _SHARE * timeout.total_seconds()
-        self.period = max(0.2, min(5.0, timeout.total_seconds() / 20))
+        self.period = max(0.2, min(2.0, timeout.total_seconds() / 20))
         self._on_end = on_end
         self._first = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         self._thread_watched = threading.get_ident()
