@@ -32,11 +32,15 @@ def launch(work: Callable[[str], None], recipe: Recipe, arm: str, workers: int, 
         from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
         from ray.train.torch import TorchConfig, TorchTrainer
 
+        resources = ray.cluster_resources()
+        kind = "GPU" if "GPU" in resources else "CPU"
+        if resources.get(kind, 0.0) < workers:
+            console.say(f"train: the cluster has {resources.get(kind, 0.0):g} {kind}s for {workers} workers, and waits")
         trainer = TorchTrainer(
             _rank,
             train_loop_config={"work": work, "notes": notes.store.uri},
             torch_config=TorchConfig(timeout_s=round(60 * recipe.trainer.timeout_minutes)),
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu="GPU" in ray.cluster_resources()),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=kind == "GPU"),
             run_config=RunConfig(
                 name=arm, storage_path=folder, failure_config=FailureConfig(max_failures=recipe.trainer.max_failures)
             ),
@@ -52,7 +56,16 @@ def launch(work: Callable[[str], None], recipe: Recipe, arm: str, workers: int, 
     if verdict is not None and (failed is not None or verdict.kind == "refused"):
         raise error_of(verdict) from failed
     if failed is not None:
-        raise WorkError(f"training failed: {' '.join(str(failed).split())[:300]}") from failed
+        raise WorkError(f"training failed: {_reason(failed)}; the same command goes on from the last checkpoint")
+
+
+def _reason(failed: Exception) -> str:
+    """The last line of what the first rank that failed says: Ray gives it as a traceback."""
+    failures: dict[int, Exception] = getattr(failed, "worker_failures", {})
+    if not failures:
+        return " ".join(str(failed).split())[:300]
+    rank = min(failures)
+    return f"rank {rank}: {str(failures[rank]).strip().splitlines()[-1]}"
 
 
 def _rank(said: dict[str, Any]) -> None:

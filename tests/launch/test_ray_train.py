@@ -107,3 +107,16 @@ def test_what_a_worker_refuses_is_one_line_and_is_not_tried_again(cluster: str, 
     assert driver.returncode == 2, said
     lines = [line for line in said.splitlines() if line.startswith("dkd: ")]
     assert len(lines) == 1 and f"{shard} is damaged" in lines[0], said
+
+
+def test_a_lost_worker_is_named_where_none_may_fail(cluster: str, recipe: Path, tmp_path: Path) -> None:
+    driver = start(recipe, cluster, "trainer.max_failures=0", "trainer.timeout_minutes=0.5")
+    checkpoints = tmp_path / "work" / "student" / "checkpoints"
+    until(lambda: any(checkpoints.glob("step-*.json")) or driver.poll() is not None, "a checkpoint")
+    workers()[1].kill()
+    said = driver.communicate(timeout=300)[1]
+    assert driver.returncode == 1, said
+    lines = [line for line in said.splitlines() if line.startswith("dkd: ")]
+    assert len(lines) == 1 and "the same command goes on from the last checkpoint" in lines[0], said
+    assert "rank " in lines[0]
+    print(lines[0])
