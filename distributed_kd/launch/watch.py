@@ -198,12 +198,13 @@ class Watch:
 
     def _beats(self, ranks: list[int] | None = None) -> dict[int, list[str]]:
         """rank -> (number of the last beat, what it is busy with, empty where it waits for others)."""
-        found = {}
-        for rank in range(self.world) if ranks is None else ranks:
-            with self._lock:
-                there = self._store.check([f"beat/{rank}"])
-                found[rank] = json.loads(self._store.get(f"beat/{rank}")) if there else ["", ""]
-        return found
+        wanted = list(range(self.world)) if ranks is None else ranks
+        with self._lock:
+            there = wanted
+            if not self._store.check([f"beat/{rank}" for rank in wanted]):  # some have not begun
+                there = [rank for rank in wanted if self._store.check([f"beat/{rank}"])]
+            beats = self._store.multi_get([f"beat/{rank}" for rank in there]) if there else []
+        return dict.fromkeys(wanted, ["", ""]) | dict(zip(there, map(json.loads, beats), strict=True))
 
     def _busy_at(self) -> str:
         frame: Any = sys._current_frames().get(self._thread_watched)
