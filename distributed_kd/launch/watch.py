@@ -204,7 +204,7 @@ class Watch:
             if not self._store.check([f"beat/{rank}" for rank in wanted]):  # some have not begun
                 there = [rank for rank in wanted if self._store.check([f"beat/{rank}"])]
             beats = self._store.multi_get([f"beat/{rank}" for rank in there]) if there else []
-        return dict.fromkeys(wanted, ["", ""]) | dict(zip(there, map(json.loads, beats), strict=True))
+        return {rank: ["", ""] for rank in wanted} | dict(zip(there, map(json.loads, beats), strict=True))
 
     def _busy_at(self) -> str:
         frame: Any = sys._current_frames().get(self._thread_watched)
