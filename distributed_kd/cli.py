@@ -67,11 +67,14 @@ def cache(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False
 @app.command()
 def train(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
     """Logit shards to a student, and the baseline on hard labels alone."""
+    from distributed_kd.launch.rank import is_first
     from distributed_kd.store.filesystem import Store
     from distributed_kd.student.artifact import ARMS, StudentManifest
 
     loaded = _load(recipe, overrides, as_json)
     stages.train(loaded)
+    if not is_first():
+        return
     found = {arm: StudentManifest.read(Store(loaded.workdir).child(arm)) for arm in ARMS}
     keys = {"steps", "sequences_seen", "parameters", "trained_parameters", "fingerprint"}
     _show({arm: manifest.model_dump(include=keys) for arm, manifest in found.items() if manifest}, as_json)

@@ -220,7 +220,20 @@ class Trainer(Section):
         default_factory=lambda: {"zero_optimization": {"stage": 1}},
         description="DeepSpeed configuration merged over ours, as a mapping or a JSON file",
     )
-    processes: Positive | Literal["auto"] = Field("auto", description="ranks on this host; auto: one a GPU, or one")
+    launcher: Literal["auto", "local", "deepspeed", "ray"] = Field(
+        "auto",
+        description="what starts the ranks; local: this host's; deepspeed: those of `hostfile`, over ssh; ray: "
+        "`workers` of the cluster at capture.address; auto: what has its key, else local",
+    )
+    processes: Positive | Literal["auto"] = Field(
+        "auto", description="local: ranks on this host; auto: one a GPU, or one"
+    )
+    hostfile: str | None = Field(None, description="deepspeed: a file of lines `HOST slots=RANKS`")
+    workers: Positive | None = Field(None, description="ray: ranks, one a GPU where the cluster has any")
+    max_failures: int = Field(3, ge=0, description="ray: how often lost workers are replaced and training goes on")
+    timeout_minutes: float = Field(
+        10.0, gt=0.0, description="when a rank is silent for so long, all ranks have ended, and have said which it was"
+    )
     global_batch: Positive = Field(32, description="sequences in an optimizer step over all ranks")
     micro_batch: Positive = Field(1, description="sequences in one forward of a rank")
     steps: Positive | None = None
@@ -249,9 +262,20 @@ class Trainer(Section):
             raise ValueError("give either `steps` or `epochs`")
         if self.global_batch % self.micro_batch:
             raise ValueError(f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}")
+        for key, launcher in (("hostfile", "deepspeed"), ("workers", "ray")):
+            if self.started_by == launcher and getattr(self, key) is None:
+                raise ValueError(f"launcher {launcher} needs `{key}`")
+            if self.started_by != launcher and getattr(self, key) is not None:
+                raise ValueError(f"`{key}` goes with launcher {launcher}, not with {self.started_by}")
         if self.schedule == "wsd" and self.warmup_fraction + self.decay_fraction > 1.0 + 1e-9:
             raise ValueError("warmup_fraction + decay_fraction is more than 1")
         return self
+
+    @property
+    def started_by(self) -> Literal["local", "deepspeed", "ray"]:
+        if self.launcher != "auto":
+            return self.launcher
+        return "deepspeed" if self.hostfile is not None else "ray" if self.workers is not None else "local"
 
 
 class Baseline(Section):

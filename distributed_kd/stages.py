@@ -43,7 +43,12 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
 
 
 def run(recipe: Recipe) -> dict[str, Any]:
-    """All four; returns the report."""
+    """All four; returns the report. Raises `RequestError` in a rank, of which each would do all of it."""
+    from distributed_kd.errors import RequestError
+    from distributed_kd.launch.rank import take_place
+
+    if take_place() is not None:
+        raise RequestError("`dkd run` starts its ranks itself; with another launcher, start `dkd train` for that stage")
     prepare(recipe)
     cache(recipe)
     train(recipe)

@@ -19,7 +19,8 @@ METRICS = "metrics.jsonl"
 
 # These change how fast training runs, not what is learnt.
 _NOT_IN_FINGERPRINT = {
-    "processes", "micro_batch", "checkpoint_every", "keep_checkpoints", "follow", "disk_cache_gib",
+    "launcher", "processes", "hostfile", "workers", "max_failures", "timeout_minutes",
+    "micro_batch", "checkpoint_every", "keep_checkpoints", "follow", "disk_cache_gib",
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""What every rank runs, whatever launched it: `python -m distributed_kd.student.worker SPEC`.
+"""What every rank runs, whatever launched it: `python -m distributed_kd.student.worker NOTES`, or `work(NOTES)` in Ray.
 
-SPEC is a JSON file with the resolved recipe, the arm (student or baseline) and a folder for progress and errors.
+NOTES is the folder in which `dkd train` says what is to be done, and the ranks say how it goes (`launch/ranks.py`).
 The launcher gives RANK, WORLD_SIZE and the rendezvous in the environment, as torchrun does.
 """
 
@@ -20,6 +20,9 @@ from distributed_kd import cache
 from distributed_kd.cache.manifest import FOLDER as CACHE_FOLDER
 from distributed_kd.corpus.sequences import Sequences
 from distributed_kd.errors import DkdError
+from distributed_kd.launch.group import joined_ranks, print_line
+from distributed_kd.launch.ranks import Notes, carried
+from distributed_kd.launch.watch import Verdict
 from distributed_kd.models import parts
 from distributed_kd.models.locate import cache_folder
 from distributed_kd.recipe import Recipe, parse
@@ -39,10 +42,10 @@ from distributed_kd.student.stream import Stream
 
 
 def run(recipe: Recipe, arm: str, notes: Path, begun: float) -> None:
-    """Trains one arm and writes its artifact, all ranks together. `begun` is when it was launched, in Unix time."""
-    import deepspeed
+    """Trains one arm and writes its artifact, all ranks of the process group together; rank 0 is the last to return.
 
-    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
+    `begun` is when it was launched, in Unix time.
+    """
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     recipe = artifact.arm_recipe(recipe, arm)
     workdir = Store(recipe.workdir)
@@ -90,8 +93,6 @@ def run(recipe: Recipe, arm: str, notes: Path, begun: float) -> None:
             trained_parameters=trained,
             tokenizer_sha256=logits.manifest.tokenizer_sha256,
         ).put(store)
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
 
 
 def _disk(recipe: Recipe, store: Store) -> DiskCache | None:
@@ -123,17 +124,33 @@ def _reporter(notes: Path, rank: int, steps: int) -> Any:
     return report
 
 
+def work(notes_uri: str) -> None:
+    """What a rank does that `dkd train` has started, on whatever host."""
+    notes = Notes(notes_uri)
+    spec = notes.spec()
+    recipe = parse(spec.recipe)
+    rank = int(os.environ["RANK"])
+
+    def tell(verdict: Verdict) -> None:
+        print_line(verdict)
+        notes.tell_error(rank, verdict)
+
+    with (
+        joined_ranks(recipe.trainer.timeout_minutes, tell, debug=True),
+        tempfile.TemporaryDirectory(prefix="dkd-rank-") as own,
+        carried(Path(own), notes),
+    ):
+        run(recipe, spec.arm, Path(own), spec.begun)
+
+
 def main() -> None:
-    spec = json.loads(Path(sys.argv[1]).read_text())
-    notes = Path(spec["notes"])
     try:
-        run(parse(spec["recipe"]), spec["arm"], notes, spec["begun"])
-    except DkdError as error:
-        # The launcher shows this line in place of a traceback of every rank.
-        told = {"message": str(error), "exit_code": error.exit_code}
-        (notes / f"error-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(told))
-        sys.stdout.flush()
-        os._exit(error.exit_code)  # the other ranks wait in a collective; torchrun ends them once this one is gone
+        work(sys.argv[1])
+    except DkdError as error:  # before the ranks were joined: the launcher ends the others once this one is gone
+        verdict = Verdict("refused", str(error), error.exit_code)
+        print_line(verdict)
+        Notes(sys.argv[1]).tell_error(int(os.environ["RANK"]), verdict)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,12 +63,15 @@ class Host:
     address: str
     folder: Path  # Ray's, short: its sockets' paths may have 107 characters
 
-    def start(self, arguments: Sequence[str | Path], **options: object) -> subprocess.Popen[str]:
+    def start(
+        self, arguments: Sequence[str | Path], variables: Mapping[str, str] | None = None, **options: object
+    ) -> subprocess.Popen[str]:
         environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "DKD_QUIET")}
         environment |= HEALTH | {
             "RAY_AUTH_MODE": "disabled", "RAY_DISABLE_IMPORT_WARNING": "1", "PYTHONPATH": str(ROOT),
             "HF_HUB_OFFLINE": "1", "PATH": f"{BIN}:{os.environ['PATH']}",
         }  # fmt: skip
+        environment |= variables or {}
         return subprocess.Popen(
             ["ip", "netns", "exec", self.name, *map(str, arguments)],
             env=environment, text=True, start_new_session=True, **options,

@@ -71,6 +71,12 @@ def test_stages_run_as_jobs_and_a_refusal_comes_back(head: str, toy_recipe: dict
     facts = json.loads(dkd("inspect", Path(toy_recipe["workdir"]) / "cache", "--json").stdout)
     assert facts["missing_shards"] == []
 
+    done = dkd("submit", "train", recipe, "trainer.workers=2", "--address", head, RAY_AUTH_MODE="disabled")
+    assert done.returncode == 0, done.stderr
+    for arm in ("student", "baseline"):
+        assert (Path(toy_recipe["workdir"]) / arm / "manifest.json").exists()
+        assert not (Path(toy_recipe["workdir"]) / arm / "train.log").exists(), "these are ranks of one host"
+
 
 def said_last(stderr: str) -> str:
     return [line for line in stderr.splitlines() if line.startswith("dkd: ")][-1]

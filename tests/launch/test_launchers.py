@@ -1,0 +1,110 @@
+"""Which launcher a recipe asks for, and `dkd train` as a rank of torchrun on one host."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distributed_kd.errors import RequestError
+from distributed_kd.launch.hostfile import slots
+from distributed_kd.recipe import parse
+from distributed_kd.student.artifact import made_from_of
+from tests.buckets import free_port
+from tests.commands import ROOT, dkd, said, write_recipe
+
+
+@pytest.mark.parametrize(
+    ("keys", "launcher"),
+    [
+        ({}, "local"), ({"hostfile": "hosts"}, "deepspeed"), ({"workers": 2}, "ray"),
+        ({"launcher": "ray", "workers": 2}, "ray"), ({"launcher": "local"}, "local"),
+    ],
+)  # fmt: skip
+def test_the_launcher_follows_from_its_key_and_changes_nothing_that_is_learnt(
+    toy_recipe: dict[str, Any], keys: dict[str, Any], launcher: str
+) -> None:
+    plain = parse(toy_recipe)
+    toy_recipe["trainer"] |= keys | {"max_failures": 0, "timeout_minutes": 1.0}
+    recipe = parse(toy_recipe)
+    assert recipe.trainer.started_by == launcher
+    assert made_from_of(recipe, "cache") == made_from_of(plain, "cache")
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        ({"launcher": "deepspeed"}, "launcher deepspeed needs `hostfile`"),
+        ({"launcher": "ray"}, "launcher ray needs `workers`"),
+        ({"launcher": "local", "workers": 2}, "`workers` goes with launcher ray, not with local"),
+        ({"hostfile": "hosts", "workers": 2}, "`workers` goes with launcher ray, not with deepspeed"),
+    ],
+)
+def test_keys_of_another_launcher_are_refused(toy_recipe: dict[str, Any], keys: dict[str, Any], line: str) -> None:
+    toy_recipe["trainer"] |= keys
+    with pytest.raises(RequestError, match=line):
+        parse(toy_recipe)
+
+
+def test_a_hostfile_is_read_as_deepspeed_reads_it(tmp_path: Path) -> None:
+    file = tmp_path / "hosts"
+    file.write_text("# two of a kind\na slots=8\n\nb   slots=4  # the small one\n")
+    assert slots(str(file)) == {"a": 8, "b": 4}
+    for text, line in (
+        ("a slots=0", "'a slots=0' is not `HOST slots=RANKS`"), ("a", "'a' is not"), ("", "names no host"),
+        ("a slots=1\na slots=2", "'a slots=2' is not"),
+    ):  # fmt: skip
+        file.write_text(text)
+        with pytest.raises(RequestError, match=line):
+            slots(str(file))
+    with pytest.raises(RequestError, match="cannot be read"):
+        slots(str(tmp_path / "none"))
+
+
+def test_a_rank_does_not_run_all_stages(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    place = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    done = dkd("run", write_recipe(tmp_path, toy_recipe), **place)
+    assert done.returncode == 2
+    assert "start `dkd train` for that stage" in said(done)
+
+
+@pytest.mark.slow
+def test_torchrun_on_one_host_trains_what_dkd_train_does(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    """Both arms in one process a rank; what is missing is one line, what is done is skipped by all."""
+    recipe = write_recipe(tmp_path, toy_recipe)
+    for stage in ("prepare", "cache"):
+        assert dkd(stage, recipe).returncode == 0
+    work, one = Path(toy_recipe["workdir"]), tmp_path / "one"
+    zero = "trainer.deepspeed.zero_optimization.stage=3"
+    shutil.copytree(work, one)
+    assert dkd("train", recipe, zero, "trainer.processes=2", f"workdir={one}").returncode == 0
+
+    def torchrun(*overrides: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1",
+                "--master-port", str(free_port()), "-m", "distributed_kd.cli", "train", recipe, zero, "--json",
+                *overrides,
+            ],
+            env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+
+    done = torchrun(f"workdir={tmp_path / 'none'}")
+    assert done.returncode == 1, "torchrun's own, whatever a rank's is"
+    lines = [line for line in done.stderr.splitlines() if line.startswith("dkd: ")]
+    assert len(lines) == 1 and "none/cache holds no cache; run `dkd cache` first" in lines[0], done.stderr
+    done = torchrun()
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout).keys() == {"student", "baseline"}
+    for arm in ("student", "baseline"):
+        export = f"{arm}/export/model.safetensors"
+        assert (work / export).read_bytes() == (one / export).read_bytes()
+    manifests = [(work / arm / "manifest.json").stat().st_mtime_ns for arm in ("student", "baseline")]
+    assert torchrun().returncode == 0
+    assert manifests == [(work / arm / "manifest.json").stat().st_mtime_ns for arm in ("student", "baseline")]
