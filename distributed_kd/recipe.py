@@ -251,6 +251,9 @@ class Trainer(Section):
     seed: int = 0
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: none")
     keep_checkpoints: Positive = 2
+    spike_factor: float | None = Field(
+        None, gt=1.0, description="stop where the loss is above so many times the median of the last 50 steps"
+    )
     disk_cache_gib: float = Field(
         50.0, ge=0.0, description="of a cache in a bucket: shards kept on this host's disk, for all its ranks; 0: none"
     )

@@ -1,26 +1,31 @@
 """The student artifact: `WORKDIR/student` or `WORKDIR/baseline`.
 
-`export/` opens with `AutoModelForCausalLM.from_pretrained`, `metrics.jsonl` has one line a step, `checkpoints/` what
-a resumed run goes on from, and the manifest, written last, what it was made from.
+`export/` opens with `AutoModelForCausalLM.from_pretrained`, `metrics.jsonl` has one line a step, `tensorboard/` the
+same as curves while it is made, `checkpoints/` what a resumed run goes on from, and the manifest, written last, what it
+was made from.
 """
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, Literal
 
+from distributed_kd.models.locate import cache_folder
 from distributed_kd.recipe import Recipe
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.manifest import Manifest
 
 ARMS = ("student", "baseline")
 EXPORT = "export"
+CHECKPOINTS = "checkpoints"
+CURVES = "tensorboard"
 METRICS = "metrics.jsonl"
 
 # These change how fast training runs, not what is learnt.
 _NOT_IN_FINGERPRINT = {
     "launcher", "processes", "hostfile", "workers", "max_failures", "timeout_minutes",
-    "micro_batch", "checkpoint_every", "keep_checkpoints", "follow", "disk_cache_gib",
+    "micro_batch", "checkpoint_every", "keep_checkpoints", "follow", "disk_cache_gib", "spike_factor",
 }  # fmt: skip
 
 
@@ -51,12 +56,18 @@ def arm_recipe(recipe: Recipe, arm: str) -> Recipe:
 
 def made_from_of(recipe: Recipe, cache_fingerprint: str) -> dict[str, Any]:
     """What a student of this (arm's) recipe is made from."""
+    not_read = set() if recipe.trainer.schedule == "wsd" else {"decay_fraction"}
     return {
         "cache": cache_fingerprint,
         "student": recipe.student.model_dump(mode="json"),
         "objective": recipe.objective.model_dump(mode="json", exclude={"chunk"}),
-        "trainer": recipe.trainer.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT),
+        "trainer": recipe.trainer.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT | not_read),
     }
+
+
+def local_folder(store: Store, name: str, fingerprint: str) -> Path:
+    """Beside the artifact where it is local; on this machine's disk where it lies in a bucket."""
+    return Path(store.path(name)) if store.is_local else cache_folder() / name / fingerprint
 
 
 def read_metrics(store: Store) -> list[dict[str, Any]]:

@@ -13,13 +13,7 @@ from typing import Any
 import torch
 
 from distributed_kd.errors import WorkError
-from distributed_kd.models.locate import cache_folder
 from distributed_kd.store.filesystem import Store
-
-
-def checkpoint_folder(store: Store, fingerprint: str) -> Path:
-    """Beside the artifact where it is local; on this machine's disk where it lies in a bucket."""
-    return Path(store.path("checkpoints")) if store.is_local else cache_folder() / "checkpoints" / fingerprint
 
 
 def complete_steps(folder: Path) -> list[int]:

@@ -4,13 +4,15 @@ The loss is a sum over positions divided by the positions of the *global* batch,
 gradient however it is split over ranks and micro-batches. DeepSpeed averages over ranks and accumulation steps;
 each micro-batch's sum is therefore scaled by world * accumulation / positions.
 
-A loss that is not finite stops all ranks before the optimizer sees it, with the sequences that gave it: the weights,
-and the last checkpoint, are what they were.
+A loss that is not finite, or is a spike, stops all ranks before the optimizer sees it, with the sequences that gave it:
+the weights, and the last checkpoint, are what they were. A gradient that is not finite is known when the optimizer has
+seen it: then no checkpoint is written after it. float16's loss scaling skips such a step by itself.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -25,6 +27,8 @@ from distributed_kd.student import checkpoint
 from distributed_kd.student.stream import MicroBatch, Stream
 
 _NAMED = 8  # sequences in an error's line
+_RECENT = 50  # steps whose median loss a spike is measured by
+_FEWEST = 10
 
 
 def train(
@@ -45,7 +49,9 @@ def train(
             begun = time.monotonic()
             micro_batches = next(batches)
             waited = time.monotonic() - begun
-            line = take_step(engine, micro_batches)
+            line = take_step(engine, micro_batches, _ceiling(trainer, metrics))
+            if not math.isfinite(line["gradient_norm"]) and trainer.precision != "float16":
+                _refuse(step, f"the gradient's norm is {line['gradient_norm']}", micro_batches, "took it")
             metrics.append({"step": step, **line, "data_wait": waited / (waited + line["seconds"])})
             report(metrics)
             done = step + 1
@@ -53,8 +59,19 @@ def train(
                 checkpoint.save(engine, checkpoints, done, metrics, trainer.keep_checkpoints)
 
 
-def take_step(engine: Any, micro_batches: list[MicroBatch]) -> dict[str, float]:
-    """One optimizer step over this rank's micro-batches, and its metrics over the global batch."""
+def _ceiling(trainer: Trainer, metrics: list[dict[str, Any]]) -> float:
+    """The loss above which a step is a spike; infinity while there is nothing to measure it by."""
+    recent = [line["loss"] for line in metrics[-_RECENT:]]
+    if trainer.spike_factor is None or len(recent) < _FEWEST:
+        return math.inf
+    return trainer.spike_factor * statistics.median(recent)
+
+
+def take_step(engine: Any, micro_batches: list[MicroBatch], ceiling: float = math.inf) -> dict[str, float]:
+    """One optimizer step over this rank's micro-batches, and its metrics over the global batch.
+
+    Raises `WorkError` on all ranks, before the optimizer, where the loss is not finite or above the ceiling.
+    """
     begun = time.monotonic()
     positions = _sum_over_ranks([float(sum(len(batch.targets) for batch in micro_batches))], engine.device)[0]
     learning_rate = engine.get_lr()[0]
@@ -70,7 +87,12 @@ def take_step(engine: Any, micro_batches: list[MicroBatch]) -> dict[str, float]:
             cross_entropy, divergence = (value / max(1.0, positions) for value in sums)
             loss_value = _loss_of(engine.module.objective, cross_entropy, divergence)
             if not math.isfinite(loss_value):
-                _refuse(engine, loss_value, micro_batches, found)
+                own = [_loss_of(engine.module.objective, *parts) for parts in found]
+                bad = [batch for batch, loss in zip(micro_batches, own, strict=True) if not math.isfinite(loss)]
+                _refuse(engine.global_steps, f"the loss is {loss_value}", bad, "did not take it")
+            if loss_value > ceiling:
+                reason = f"the loss is {loss_value:.4g}, a spike above {ceiling:.4g}"
+                _refuse(engine.global_steps, reason, micro_batches, "did not take it")
         engine.step()
     metrics = {
         "loss": loss_value,
@@ -89,12 +111,11 @@ def _loss_of(objective: Objective, cross_entropy: float, divergence: float) -> f
     return soft if objective.alpha == 1.0 else soft + (1.0 - objective.alpha) * cross_entropy
 
 
-def _refuse(engine: Any, loss: float, micro_batches: list[MicroBatch], found: list[tuple[float, float]]) -> NoReturn:
-    """All ranks call it. Raises `WorkError` naming the sequences of the micro-batches whose loss is not finite."""
+def _refuse(step: int, reason: str, micro_batches: list[MicroBatch], weights: str) -> NoReturn:
+    """All ranks call it, each with those of its micro-batches that are to be named. Raises `WorkError`."""
     own = [
         f"{number} (shard {shard})"
-        for batch, parts in zip(micro_batches, found, strict=True)
-        if not math.isfinite(_loss_of(engine.module.objective, *parts))
+        for batch in micro_batches
         for number, shard in zip(batch.sequence_ids, batch.shards, strict=True)
     ]
     of_ranks: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
@@ -102,8 +123,8 @@ def _refuse(engine: Any, loss: float, micro_batches: list[MicroBatch], found: li
     bad = [name for names in of_ranks for name in names]
     named = ", ".join(bad[:_NAMED]) + (f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else "")
     raise WorkError(
-        f"the loss is {loss} at step {engine.global_steps}, from sequences {named}; the weights did not take it: lower "
-        "trainer.learning_rate or look at these sequences; the same command goes on from the last checkpoint"
+        f"{reason} at step {step}, from sequences {named}; the weights {weights}: lower trainer.learning_rate or look "
+        "at these sequences; the same command goes on from the last checkpoint"
     )
 
 

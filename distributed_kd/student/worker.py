@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import time
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from distributed_kd.launch.ranks import Notes, carried
 from distributed_kd.launch.watch import Verdict
 from distributed_kd.models import parts
 from distributed_kd.models.locate import cache_folder
-from distributed_kd.recipe import Recipe, parse
+from distributed_kd.recipe import Recipe, dump, parse
 from distributed_kd.store.digest import fingerprint
 from distributed_kd.store.disk_cache import DiskCache
 from distributed_kd.store.filesystem import Store
@@ -39,6 +40,7 @@ from distributed_kd.student.identity import SequenceDigests
 from distributed_kd.student.model import DistillationModel
 from distributed_kd.student.order import GlobalOrder
 from distributed_kd.student.stream import Stream
+from distributed_kd.student.tracking import Curves
 
 
 def run(recipe: Recipe, arm: str, notes: Path, begun: float) -> None:
@@ -69,10 +71,18 @@ def run(recipe: Recipe, arm: str, notes: Path, begun: float) -> None:
         micro_batch=recipe.trainer.micro_batch, temperature=recipe.objective.temperature,
         sequences=SequenceDigests(Sequences.of(recipe)), disk=_disk(recipe, logits.store),
     )  # fmt: skip
-    checkpoints = checkpoint.checkpoint_folder(store, fingerprint(made_from))
+    key = fingerprint(made_from)
+    checkpoints = artifact.local_folder(store, artifact.CHECKPOINTS, key)
     resumed, metrics = checkpoint.load_newest(engine, checkpoints)
-    report = _reporter(notes, rank, steps)
-    loop.train(engine, stream, recipe.trainer, range(resumed, steps), metrics, checkpoints, report)
+    curves = Curves(artifact.local_folder(store, artifact.CURVES, key), dump(recipe), resumed) if rank == 0 else None
+
+    def report(metrics: list[dict[str, Any]]) -> None:
+        if curves is not None:
+            curves.add(metrics[-1])
+            _show_progress(notes, metrics, steps)
+
+    with closing(curves) if curves is not None else nullcontext():
+        loop.train(engine, stream, recipe.trainer, range(resumed, steps), metrics, checkpoints, report)
 
     weights = gather_weights(model)
     if rank == 0:
@@ -85,7 +95,7 @@ def run(recipe: Recipe, arm: str, notes: Path, begun: float) -> None:
         Run(before + time.time() - begun, peak_memory_bytes()).put(store)
         artifact.StudentManifest(
             made_from=made_from,
-            fingerprint=fingerprint(made_from),
+            fingerprint=key,
             arm=arm,
             steps=steps,
             sequences_seen=steps * recipe.trainer.global_batch,
@@ -109,19 +119,14 @@ def number_of_steps(recipe: Recipe, sequences: int) -> int:
     return recipe.trainer.epochs * sequences // recipe.trainer.global_batch
 
 
-def _reporter(notes: Path, rank: int, steps: int) -> Any:
-    """Rank 0 leaves its progress where the launcher looks for it."""
-
-    def report(metrics: list[dict[str, Any]]) -> None:
-        if rank == 0:
-            last = metrics[-1]
-            rate = last["positions"] / last["seconds"]
-            note = f"loss {last['loss']:.3f}, {rate:,.0f} positions/s, data wait {last['data_wait']:.0%}"
-            temporary = notes / "progress.json.tmp"
-            temporary.write_text(json.dumps({"done": len(metrics), "total": steps, "note": note}))
-            temporary.replace(notes / "progress.json")
-
-    return report
+def _show_progress(notes: Path, metrics: list[dict[str, Any]], steps: int) -> None:
+    """Leaves it where the launcher looks for it."""
+    last = metrics[-1]
+    rate = last["positions"] / last["seconds"]
+    note = f"loss {last['loss']:.3f}, {rate:,.0f} positions/s, data wait {last['data_wait']:.0%}"
+    temporary = notes / "progress.json.tmp"
+    temporary.write_text(json.dumps({"done": len(metrics), "total": steps, "note": note}))
+    temporary.replace(notes / "progress.json")
 
 
 def work(notes_uri: str) -> None:
