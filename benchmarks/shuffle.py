@@ -86,9 +86,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     count = options.sequences
-    own = GlobalOrder("0" * 64, 0, count, count)  # a batch of an epoch: batch n is epoch n
+    rows = np.diff(np.append(np.arange(0, count, options.shard), count))
     orders: dict[str, Order] = {
-        "this": own.batch,
+        "this": GlobalOrder("0" * 64, 0, rows, options.batch).epoch,
         "chance": lambda epoch: np.random.default_rng(epoch).permutation(count),
         **{f"buffer of {held}": buffered(count, held) for held in (1000, 10_000) if held < count},
         "shards shuffled": shards_shuffled(count, options.shard),

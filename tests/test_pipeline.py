@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,11 +14,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from distributed_kd.cache import open as cache_of
 from tests import toys
-from tests.commands import ROOT, dkd, write_recipe
+from tests.commands import ROOT, dkd, said, write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -204,6 +207,54 @@ def test_training_that_was_killed_and_then_stopped_ends_with_the_uninterrupted_w
     metrics = [json.loads(line) for line in (work / "student" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in metrics] == list(range(300))
     assert len(list(checkpoints.glob("step-*.json"))) <= 2
+
+
+@pytest.mark.parametrize(("told", "number"), [("command", signal.SIGTERM), ("rank", signal.SIGUSR1)])
+def test_a_training_that_is_asked_to_stop_saves_its_step_and_goes_on_from_there(
+    toy_recipe: dict[str, Any], tmp_path: Path, number: signal.Signals, told: str
+) -> None:
+    """As Kubernetes and Slurm ask, of the command or of one rank alone; without any checkpoint but that one."""
+    toy_recipe["baseline"] = "off"
+    toy_recipe["trainer"] |= {"steps": 300, "processes": 2, "micro_batch": 2}
+    recipe = write_recipe(tmp_path, toy_recipe)
+    for stage in ("prepare", "cache"):
+        assert dkd(stage, recipe).returncode == 0
+    work = Path(toy_recipe["workdir"])
+    shutil.copytree(work, tmp_path / "whole")
+    training = start_training(recipe)
+    ranks = running_ranks(training)
+    if told == "rank":
+        os.kill(ranks[1], number)
+    else:
+        training.send_signal(number)
+    _, line = training.communicate(timeout=60)
+    assert training.returncode == 0, line
+    step = int(
+        re.search(r"dkd: stopped after step (\d+), which is saved; the same command goes on from there", line)[1]
+    )
+    assert newest_step(work / "student" / "checkpoints") == step + 1 < 300
+    assert not (work / "student" / "manifest.json").exists()
+    done = dkd("train", recipe, "trainer.processes=1")
+    assert done.returncode == 2 and "was written by 2 ranks and cannot be read by 1" in said(done)
+    for folder in (work, tmp_path / "whole"):
+        assert dkd("train", recipe, f"workdir={folder}").returncode == 0
+    name = "student/export/model.safetensors"
+    assert (work / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def running_ranks(training: subprocess.Popen[str]) -> list[int]:
+    """The ranks' process numbers, once steps are taken."""
+    deadline = time.monotonic() + 300
+    while True:
+        assert training.poll() is None and time.monotonic() < deadline
+        ranks = {}
+        for one in psutil.Process(training.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it is no longer there
+                if "distributed_kd.student.worker" in one.cmdline()[:4]:
+                    ranks[one.pid] = Path(one.cmdline()[-1])
+        if len(ranks) == 2 and all((folder / "progress.json").exists() for folder in ranks.values()):
+            return list(ranks)
+        time.sleep(0.05)
 
 
 def start_training(recipe: Path) -> subprocess.Popen[str]:

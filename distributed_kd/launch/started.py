@@ -11,13 +11,14 @@ from pathlib import Path
 
 from distributed_kd.errors import DkdError, WorkError
 from distributed_kd.launch.ranks import Notes, error_of, shown
+from distributed_kd.launch.stop import on_stop
 
-_STOP_SECONDS = 20.0
+_STOP_SECONDS = 30.0  # in which ranks end their step and save; torchrun kills them then
 _POLL_SECONDS = 0.2
 
 
 def run_launcher(command: list[str], environment: dict[str, str], notes: Notes, arm: str, log: Path) -> None:
-    """Runs it until all its ranks have ended. Ctrl-C stops the ranks first.
+    """Runs it until all its ranks have ended. Ctrl-C stops the ranks first; so do SIGTERM and SIGUSR1, handed on.
 
     Raises what a rank refused, or `WorkError` with the line of the log that tells most.
     """
@@ -28,7 +29,7 @@ def run_launcher(command: list[str], environment: dict[str, str], notes: Notes, 
             command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
         try:
-            with shown(arm, notes.progress, seconds):
+            with shown(arm, notes.progress, seconds), on_stop(lambda _: process.send_signal(signal.SIGTERM)):
                 code = process.wait()
         except BaseException:
             _stop(process)

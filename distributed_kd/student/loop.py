@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from distributed_kd.errors import WorkError
+from distributed_kd.errors import Stopped, WorkError
 from distributed_kd.recipe import Objective, Trainer
 from distributed_kd.student import checkpoint
 from distributed_kd.student.stream import MicroBatch, Stream
@@ -39,10 +39,12 @@ def train(
     metrics: list[dict[str, Any]],
     checkpoints: Path,
     report: Callable[[list[dict[str, Any]]], None],
+    is_asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Takes the optimizer steps of `steps`, adding one mapping to `metrics` for each.
 
-    `data_wait` is the share of a step's time in which this rank waited for the cache.
+    `data_wait` is the share of a step's time in which this rank waited for the cache. Raises `Stopped` on all ranks,
+    with a checkpoint, after the step in which any of them was asked to stop.
     """
     with closing(stream.steps(steps.start, steps.stop)) as batches:
         for step in steps:
@@ -55,8 +57,13 @@ def train(
             metrics.append({"step": step, **line, "data_wait": waited / (waited + line["seconds"])})
             report(metrics)
             done = step + 1
-            if trainer.checkpoint_every and done % trainer.checkpoint_every == 0 and done < steps.stop:
+            if done == steps.stop:
+                return
+            is_last = _sum_over_ranks([float(is_asked_to_stop())], engine.device)[0] > 0.0
+            if is_last or (trainer.checkpoint_every and done % trainer.checkpoint_every == 0):
                 checkpoint.save(engine, checkpoints, done, metrics, trainer.keep_checkpoints)
+            if is_last:
+                raise Stopped(f"stopped after step {step}, which is saved; the same command goes on from there")
 
 
 def _ceiling(trainer: Trainer, metrics: list[dict[str, Any]]) -> float:

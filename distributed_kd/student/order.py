@@ -34,7 +34,7 @@ class GlobalOrder:
         self.sequences = int(self._rows.sum())
         self.batch_sequences = batch
         self.lanes = max(lanes for lanes in range(1, _MOST_LANES + 1) if batch % lanes == 0)
-        self._epoch = lru_cache(2)(self._order)  # 8 bytes a sequence each
+        self._epoch = lru_cache(2)(self.epoch)  # 8 bytes a sequence each
 
     def batch(self, number: int) -> np.ndarray:
         """[batch] int64: the sequence indices of global batch `number`, in order."""
@@ -57,8 +57,8 @@ class GlobalOrder:
         """[shards] int64: the order that an epoch's lanes are cut from."""
         return np.argsort(self._random(epoch, "shards", len(self._rows)), kind="stable")
 
-    def _order(self, epoch: int) -> np.ndarray:
-        """[sequences] int64: an epoch's sequences."""
+    def epoch(self, epoch: int) -> np.ndarray:
+        """[sequences] int64: an epoch's sequences in their order."""
         shards = self.shards(epoch)
         rows = self._rows[shards]
         begins = np.cumsum(rows) - rows  # of each shard, in their order end to end

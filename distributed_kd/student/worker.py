@@ -23,6 +23,7 @@ from distributed_kd.corpus.sequences import Sequences
 from distributed_kd.errors import DkdError
 from distributed_kd.launch.group import joined_ranks, print_line
 from distributed_kd.launch.ranks import Notes, carried
+from distributed_kd.launch.stop import stop_asked
 from distributed_kd.launch.watch import Verdict
 from distributed_kd.models import parts
 from distributed_kd.models.locate import cache_folder
@@ -81,8 +82,8 @@ def run(recipe: Recipe, arm: str, notes: Path, begun: float) -> None:
             curves.add(metrics[-1])
             _show_progress(notes, metrics, steps)
 
-    with closing(curves) if curves is not None else nullcontext():
-        loop.train(engine, stream, recipe.trainer, range(resumed, steps), metrics, checkpoints, report)
+    with closing(curves) if curves is not None else nullcontext(), stop_asked() as asked:
+        loop.train(engine, stream, recipe.trainer, range(resumed, steps), metrics, checkpoints, report, asked)
 
     weights = gather_weights(model)
     if rank == 0:
