@@ -19,7 +19,7 @@ import pytest
 
 from distributed_kd.cache import open as cache_of
 from tests import toys
-from tests.commands import ROOT, dkd, said, write_recipe
+from tests.commands import ROOT, dkd, write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -234,8 +234,6 @@ def test_a_training_that_is_asked_to_stop_saves_its_step_and_goes_on_from_there(
     )
     assert newest_step(work / "student" / "checkpoints") == step + 1 < 300
     assert not (work / "student" / "manifest.json").exists()
-    done = dkd("train", recipe, "trainer.processes=1")
-    assert done.returncode == 2 and "was written by 2 ranks and cannot be read by 1" in said(done)
     for folder in (work, tmp_path / "whole"):
         assert dkd("train", recipe, f"workdir={folder}").returncode == 0
     name = "student/export/model.safetensors"

@@ -1,19 +1,34 @@
 """Checkpoints that are complete or not there: DeepSpeed's own `latest` file is not atomic, our marker is.
 
-A checkpoint is `step-NNNNNNNN/`, written by all ranks, and counts once `step-NNNNNNNN.json` stands beside it.
+A checkpoint is `step-NNNNNNNN/`, written by all ranks, and counts once `step-NNNNNNNN.json` stands beside it. What they
+write is divided over them; `step-NNNNNNNN.universal/` is the same made whole, for another number of ranks.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from distributed_kd.errors import RequestError, WorkError
+from distributed_kd.errors import WorkError
 from distributed_kd.store.filesystem import Store
+
+
+@dataclass(frozen=True)
+class Found:
+    """A complete checkpoint: after how many steps it was written, and their metrics."""
+
+    folder: Path
+    tag: str
+    step: int
+    metrics: list[dict[str, Any]]
 
 
 def complete_steps(folder: Path) -> list[int]:
@@ -32,27 +47,55 @@ def save(engine: Any, folder: Path, step: int, metrics: list[dict[str, Any]], ke
         Store(str(folder)).put(f"{tag}.json", json.dumps({"step": step, "world": world, "metrics": metrics}).encode())
         for old in complete_steps(folder)[:-keep]:
             (folder / f"step-{old:08d}.json").unlink()
-            shutil.rmtree(folder / f"step-{old:08d}")
+            for written in folder.glob(f"step-{old:08d}*"):
+                shutil.rmtree(written)
     torch.distributed.barrier()
 
 
-def load_newest(engine: Any, folder: Path) -> tuple[int, list[dict[str, Any]]]:
-    """Loads the newest complete checkpoint: (its step, the metrics up to it), or (0, []) when there is none.
+def find(folder: Path, engine_config: dict[str, Any]) -> Found | None:
+    """The newest complete checkpoint, if there is one; all ranks call it, before the engine is made of this config.
 
-    Raises `RequestError` where another number of ranks wrote it.
+    One that another number of ranks wrote is converted, once, to what any number can read, and the config told so.
     """
     steps = complete_steps(folder)
     if not steps:
-        return 0, []
+        return None
     tag = f"step-{steps[-1]:08d}"
     marker = json.loads((folder / f"{tag}.json").read_text())
     world = torch.distributed.get_world_size()
-    if marker.get("world", world) != world:
-        raise RequestError(
-            f"checkpoint {folder}/{tag} was written by {marker['world']} ranks and cannot be read by {world}; go on "
-            f"with {marker['world']}, or delete {folder} to begin anew"
-        )
-    path, _ = engine.load_checkpoint(str(folder), tag=tag)
+    if marker.get("world", world) == world or not engine_config["zero_optimization"].get("stage", 0):
+        return Found(folder, tag, steps[-1], marker["metrics"])
+    engine_config["checkpoint"] = {**engine_config.get("checkpoint", {}), "load_universal": True}
+    universal = f"{tag}.universal"
+    if torch.distributed.get_rank() == 0 and not (folder / universal).exists():
+        _convert(folder / tag, folder / universal)
+    torch.distributed.barrier()
+    return Found(folder, universal, steps[-1], marker["metrics"])
+
+
+def load(engine: Any, found: Found) -> None:
+    """All ranks call it. Raises `WorkError`."""
+    path, _ = engine.load_checkpoint(str(found.folder), tag=found.tag)
     if path is None:
-        raise WorkError(f"DeepSpeed could not load checkpoint {folder}/{tag}; delete it to go on from the one before")
-    return steps[-1], marker["metrics"]
+        where = f"{found.folder}/{found.tag}"
+        raise WorkError(f"DeepSpeed could not load checkpoint {where}; delete it to go on from the one before")
+
+
+def _convert(source: Path, target: Path) -> None:
+    """To DeepSpeed's universal checkpoint, whose tensors are whole; it appears once it is complete."""
+    temporary = target.with_suffix(".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    command = [
+        sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--input_folder", str(source),
+        "--output_folder", str(temporary), "--num_extract_workers", "1", "--num_merge_workers", "1",
+        "--inject_missing_state",
+    ]  # fmt: skip
+    alone = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    done = subprocess.run(command, capture_output=True, text=True, env=alone)
+    if done.returncode:
+        raise WorkError(
+            f"checkpoint {source} was written by another number of ranks and DeepSpeed cannot convert it "
+            f"({done.stderr.strip().splitlines()[-1][:200]}); go on with as many, or delete it"
+        )
+    (source.parent / "latest_universal").unlink(missing_ok=True)
+    temporary.rename(target)

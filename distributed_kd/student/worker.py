@@ -64,6 +64,9 @@ def run(recipe: Recipe, arm: str, notes: Path, begun: float) -> None:
     config = deepspeed_config(recipe.trainer, world)
     steps = number_of_steps(recipe, len(logits))
     wrapped = DistillationModel(model, recipe.objective, zero_stage(config))
+    key = fingerprint(made_from)
+    checkpoints = artifact.local_folder(store, artifact.CHECKPOINTS, key)
+    found = checkpoint.find(checkpoints, config)
     engine = start_engine(wrapped, recipe.trainer, config, steps)
     rows, batch = logits.entries.rows, recipe.trainer.global_batch
     order = GlobalOrder(logits.manifest.fingerprint, recipe.trainer.seed, rows, batch)
@@ -72,9 +75,9 @@ def run(recipe: Recipe, arm: str, notes: Path, begun: float) -> None:
         micro_batch=recipe.trainer.micro_batch, temperature=recipe.objective.temperature,
         sequences=SequenceDigests(Sequences.of(recipe)), disk=_disk(recipe, logits.store),
     )  # fmt: skip
-    key = fingerprint(made_from)
-    checkpoints = artifact.local_folder(store, artifact.CHECKPOINTS, key)
-    resumed, metrics = checkpoint.load_newest(engine, checkpoints)
+    resumed, metrics = (0, []) if found is None else (found.step, found.metrics)
+    if found is not None:
+        checkpoint.load(engine, found)
     curves = Curves(artifact.local_folder(store, artifact.CURVES, key), dump(recipe), resumed) if rank == 0 else None
 
     def report(metrics: list[dict[str, Any]]) -> None:
