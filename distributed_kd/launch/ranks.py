@@ -95,9 +95,8 @@ def shown(arm: str, read: Callable[[], dict[str, Any] | None], seconds: float) -
 
     Progress that is taken back is that of ranks which were lost and start again.
     """
-    ended = threading.Event()
 
-    def show() -> None:
+    def show(ended: threading.Event) -> None:
         state = None
         last = False
         while state is None and not last:
@@ -118,21 +117,15 @@ def shown(arm: str, read: Callable[[], dict[str, Any] | None], seconds: float) -
                     state = found or state
                 advance(state["done"], state["note"])
 
-    thread = threading.Thread(target=show, name="dkd-progress", daemon=True)
-    thread.start()
-    try:
+    with _beside(show):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 @contextmanager
 def carried(folder: Path, notes: Notes) -> Iterator[None]:
     """Carries this rank's progress from a folder of its host's to the notes while the block runs."""
-    ended = threading.Event()
 
-    def carry() -> None:
+    def carry(ended: threading.Event) -> None:
         told = None
         while True:
             last = ended.wait(_CARRY_SECONDS)
@@ -145,7 +138,15 @@ def carried(folder: Path, notes: Notes) -> Iterator[None]:
             if last:
                 return
 
-    thread = threading.Thread(target=carry, name="dkd-carry", daemon=True)
+    with _beside(carry):
+        yield
+
+
+@contextmanager
+def _beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Runs it in a thread, which is told when the block has ended and is waited for."""
+    ended = threading.Event()
+    thread = threading.Thread(target=work, args=(ended,), name=f"dkd-{work.__name__}", daemon=True)
     thread.start()
     try:
         yield
