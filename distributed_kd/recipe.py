@@ -257,7 +257,10 @@ class Trainer(Section):
     disk_cache_gib: float = Field(
         50.0, ge=0.0, description="of a cache in a bucket: shards kept on this host's disk, for all its ranks; 0: none"
     )
-    follow: bool = False
+    follow: bool = Field(
+        False,
+        description="begin to train while the cache is captured, which then captures what is trained on first, first",
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> Trainer:
@@ -347,8 +350,6 @@ class Recipe(Section):
         """Raises `RequestError` for values that the design names and this version does not carry."""
         if self.corpus.task not in ("causal_lm", "chat", "masked_lm"):
             raise not_yet(f"corpus.task: {self.corpus.task}", "causal_lm, chat and masked_lm are")
-        if self.trainer.follow:
-            raise not_yet("trainer.follow", "train after the capture is finished")
         if len(self.teachers) > 1:
             raise not_yet("an ensemble of teachers", "name one teacher")
 

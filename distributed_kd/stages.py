@@ -9,6 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
     from distributed_kd.cache.manifest import CacheManifest
     from distributed_kd.corpus.sequences import SequencesManifest
     from distributed_kd.recipe import Recipe
@@ -24,9 +28,17 @@ def cache(recipe: Recipe) -> CacheManifest:
     from distributed_kd.student.build import write_initial_weights
     from distributed_kd.teacher.capture import capture
 
-    manifest = capture(recipe)
+    manifest = capture(recipe, _first_uses(recipe) if recipe.trainer.follow else None)
     write_initial_weights(recipe)  # while the teacher is at hand: training must not need it
     return manifest
+
+
+def _first_uses(recipe: Recipe) -> Callable[[str, np.ndarray], np.ndarray]:
+    """The order in which training needs the shards of a cache, of its fingerprint and its shards' rows."""
+    from distributed_kd.student.order import GlobalOrder
+
+    trainer = recipe.trainer
+    return lambda cache, rows: GlobalOrder(cache, trainer.seed, rows, trainer.global_batch).first_uses()
 
 
 def train(recipe: Recipe) -> None:

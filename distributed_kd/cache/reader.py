@@ -32,7 +32,7 @@ class LogitCache:
         self.entries = entries
         self.tables = tables
         self._ends = np.concatenate([[0], np.cumsum(entries.rows)])
-        self._table = lru_cache(_SHARDS_HELD)(lambda place: _read_table(store, manifest, entries[place]))
+        self._table = lru_cache(_SHARDS_HELD)(lambda place: self.table(place))
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -56,12 +56,19 @@ class LogitCache:
 
         Raises `RequestError` when it is not good.
         """
-        return _read_table(self.store, self.manifest, self.entries[place], disk)
+        return _read_table(self.store, self.manifest, self.entry(place), disk)
+
+    def entry(self, place: int) -> ShardEntry:
+        """What the index says of the shard in this place of it."""
+        return self.entries[place]
+
+    def give_up(self) -> None:
+        """Nothing is read any more: whoever waits for a shard waits no longer. Of a finished cache nobody does."""
 
     def rows(self, place: int, table: pa.Table, indices: np.ndarray) -> list[Row]:
         """These sequences out of the table of the shard that holds them; the others are not decoded."""
         own = table.take(pa.array(indices - int(self._ends[place])))
-        return _decode(self.store, self.manifest, self.entries[place], own, self.tables)
+        return _decode(self.store, self.manifest, int(self.entries.shard[place]), own, self.tables)
 
     def batches(self, size: int) -> Iterator[list[Row]]:
         """Rows in shard order, `size` at a time; the last batch may be smaller."""
@@ -76,7 +83,7 @@ class LogitCache:
 
     def read_shard(self, place: int) -> list[Row]:
         """All sequences of the shard in this place of the index. Raises `RequestError` when it is not good."""
-        return read_rows(self.store, self.manifest, self.entries[place], self.tables)
+        return read_rows(self.store, self.manifest, self.entry(place), self.tables)
 
 
 def read_rows(store: Store, manifest: CacheManifest, entry: ShardEntry, tables: bytes | None) -> list[Row]:
@@ -84,7 +91,7 @@ def read_rows(store: Store, manifest: CacheManifest, entry: ShardEntry, tables: 
 
     Raises `RequestError` naming its file; with `FileNotFoundError` as its cause where there is none.
     """
-    rows = _decode(store, manifest, entry, _read_table(store, manifest, entry), tables)
+    rows = _decode(store, manifest, entry.shard, _read_table(store, manifest, entry), tables)
     positions = sum(len(row.targets) for row in rows)
     if positions != entry.positions:
         raise RequestError(
@@ -123,17 +130,15 @@ def _read_again_if_damaged(store: Store, entry: ShardEntry, disk: DiskCache | No
     return table_of(data, f"{store.uri}/{name}")
 
 
-def _decode(
-    store: Store, manifest: CacheManifest, entry: ShardEntry, table: pa.Table, tables: bytes | None
-) -> list[Row]:
+def _decode(store: Store, manifest: CacheManifest, shard: int, table: pa.Table, tables: bytes | None) -> list[Row]:
     """The rows of the shard's table, or of a slice of it."""
     try:
         return shards.decode(
-            table, entry.shard, manifest.fingerprint, manifest.packing == "isolate", tuple(manifest.temperatures),
+            table, shard, manifest.fingerprint, manifest.packing == "isolate", tuple(manifest.temperatures),
             tables,
         )  # fmt: skip
     except RequestError as error:
-        raise RequestError(f"{store.uri}/{shard_name(entry.shard)}: {error}") from error
+        raise RequestError(f"{store.uri}/{shard_name(shard)}: {error}") from error
 
 
 def open(uri: str | Store, **expected: Any) -> LogitCache:

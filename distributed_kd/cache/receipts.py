@@ -200,6 +200,20 @@ class Receipts(MutableMapping[int, Receipt]):
         self._to_fold.discard(shard // GROUP)
 
 
+def find(store: Store, fingerprint: str, shard: int) -> Receipt | None:
+    """That of one shard, from its own file or its group's; None where there is none that is good."""
+    single = Receipt.find(store, fingerprint, shard)
+    if single is not None:
+        return single
+    try:
+        lines = store.read(_group_name(shard // GROUP), at_most=GROUP * MAXIMUM_RECEIPT_BYTES).splitlines()
+        receipt = Receipt.parse(lines[shard % GROUP], "")
+        check_entry(receipt.entry, "")
+    except (FileNotFoundError, IndexError, RequestError):
+        return None
+    return receipt if (receipt.fingerprint, receipt.entry.shard) == (fingerprint, shard) else None
+
+
 def _range_of(group: int) -> range:
     return range(group * GROUP, (group + 1) * GROUP)
 

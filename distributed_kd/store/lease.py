@@ -59,6 +59,11 @@ def lease(store: Store, what: str, seconds: float = SECONDS) -> Iterator[None]:
         thread.join(_RETURN_SECONDS)
 
 
+def is_held(store: Store) -> bool:
+    """Whether anyone holds the lease on `store` now."""
+    return _held_by_another(store, {"host": socket.gethostname()}) is not None
+
+
 def _put(store: Store, holder: dict[str, Any], seconds: float) -> None:
     store.put(LEASE_NAME, json.dumps(holder | {"until": time.time() + seconds}).encode())
 

@@ -53,6 +53,12 @@ class GlobalOrder:
         cuts = [steps.start, *(np.flatnonzero(np.diff(epochs)) + steps.start + 1).tolist(), steps.stop]
         return [range(begin, end) for begin, end in pairwise(cuts) if begin < end]
 
+    def first_uses(self) -> np.ndarray:
+        """[shards] int64: in the order in which the first epoch needs them; last those without rows."""
+        used = np.searchsorted(np.cumsum(self._rows), self._epoch(0), "right")
+        shards, first = np.unique(used, return_index=True)
+        return np.concatenate([shards[np.argsort(first)], np.flatnonzero(self._rows == 0)])
+
     def shards(self, epoch: int) -> np.ndarray:
         """[shards] int64: the order that an epoch's lanes are cut from."""
         return np.argsort(self._random(epoch, "shards", len(self._rows)), kind="stable")

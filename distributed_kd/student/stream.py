@@ -119,6 +119,7 @@ class Stream:
                 yield item
         finally:
             stopped.set()
+            self.cache.give_up()
             thread.join()
 
     def _steps(self, steps: range, tables: ShardTables) -> Iterator[list[MicroBatch]]:

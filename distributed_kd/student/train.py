@@ -13,8 +13,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
-from distributed_kd import cache, console
-from distributed_kd.cache.manifest import FOLDER as CACHE_FOLDER
+from distributed_kd import console
 from distributed_kd.cache.manifest import made_from_of
 from distributed_kd.cache.reader import LogitCache
 from distributed_kd.corpus.sequences import Sequences
@@ -34,7 +33,7 @@ from distributed_kd.store.manifest import refuse_other
 from distributed_kd.student import artifact, worker
 from distributed_kd.student.build import empty_student, freeze, student_folder
 from distributed_kd.student.engine import deepspeed_config
-from distributed_kd.student.worker import number_of_steps
+from distributed_kd.student.worker import number_of_steps, open_cache
 
 _NOTES = "launch"  # beside the artifact, while ranks run on other hosts
 _RECIPE = "recipe.yaml"
@@ -103,7 +102,7 @@ def _arms(recipe: Recipe) -> tuple[str, ...]:
 def _is_due(recipe: Recipe, arm: str, ranks: int) -> bool:
     """Whether it is still to be trained: then it can be, and its recipe is written."""
     workdir = Store(recipe.workdir)
-    logits = cache.open(workdir.child(CACHE_FOLDER))
+    logits = open_cache(recipe)
     _refuse_other_cache(recipe, logits, workdir)
     own = artifact.arm_recipe(recipe, arm)
     store = workdir.child(arm)

@@ -18,7 +18,9 @@ from typing import Any
 import torch
 
 from distributed_kd import cache
+from distributed_kd.cache.following import follow
 from distributed_kd.cache.manifest import FOLDER as CACHE_FOLDER
+from distributed_kd.cache.reader import LogitCache
 from distributed_kd.corpus.sequences import Sequences
 from distributed_kd.errors import DkdError
 from distributed_kd.launch.group import joined_ranks, print_line
@@ -53,7 +55,7 @@ def run(recipe: Recipe, arm: str, notes: Path, begun: float) -> None:
     recipe = artifact.arm_recipe(recipe, arm)
     workdir = Store(recipe.workdir)
     store = workdir.child(arm)
-    logits = cache.open(workdir.child(CACHE_FOLDER))
+    logits = open_cache(recipe)
     made_from = artifact.made_from_of(recipe, logits.manifest.fingerprint)
     folder = student_folder(recipe)
 
@@ -107,6 +109,12 @@ def run(recipe: Recipe, arm: str, notes: Path, begun: float) -> None:
             trained_parameters=trained,
             tokenizer_sha256=logits.manifest.tokenizer_sha256,
         ).put(store)
+
+
+def open_cache(recipe: Recipe) -> LogitCache:
+    """Finished, or with `trainer.follow` in work. Raises `RequestError`, `WorkError` where neither is there."""
+    store = Store(recipe.workdir).child(CACHE_FOLDER)
+    return follow(store, Sequences.of(recipe).shards("train")) if recipe.trainer.follow else cache.open(store)
 
 
 def _disk(recipe: Recipe, store: Store) -> DiskCache | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +49,11 @@ _POLL_SECONDS = 1.0
 _FIT_SECONDS = 5.0  # between looks at whether the cluster has room for more replicas
 
 
-def capture(recipe: Recipe) -> CacheManifest:
-    """Writes `WORKDIR/cache`, or what is missing of it. Raises `RequestError` for a request that cannot be met."""
+def capture(recipe: Recipe, order: Callable[[str, np.ndarray], np.ndarray] | None = None) -> CacheManifest:
+    """Writes `WORKDIR/cache`, or what is missing of it. Raises `RequestError` for a request that cannot be met.
+
+    order: (the cache's fingerprint, rows [shards]) -> shards as they are wanted; by number if it is not given.
+    """
     begun = time.monotonic()
     workdir = Store(recipe.workdir)
     store = workdir.child(FOLDER)
@@ -71,13 +74,14 @@ def capture(recipe: Recipe) -> CacheManifest:
         store.check_writable()
         _refuse_full_disk(store, recipe, manifest.k, int(entries.positions.sum()))
     positions = entries.positions.copy()
+    wanted = np.arange(len(entries)) if order is None else order(manifest.fingerprint, entries.rows)
     del sequences, entries  # their digests are 100 bytes a shard, and no longer needed
     with lease(store, "dkd cache"):
         if found is None:
             store.put("recipe.yaml", dump(recipe).encode())
         receipts = Receipts.read_all(store, manifest.fingerprint, manifest.shards)
         receipts.fold(store)
-        missing = receipts.missing
+        missing = wanted[np.isin(wanted, receipts.missing)]
         if receipts:
             console.say(f"cache: {len(receipts)} of {manifest.shards} shards are there already; going on")
         peak = peak_memory_bytes()
@@ -151,7 +155,7 @@ def compute(
     *,
     make_tables: bool,
 ) -> tuple[CacheManifest, int]:
-    """Captures the missing shards, by number, adding to `receipts`; `positions` are those of every training shard.
+    """Captures the missing shards in their order, adding to `receipts`; `positions` are those of every training shard.
 
     make_tables: make the codec's code tables first; those that the manifest names already, if it does. A manifest that
     is not yet in the store is written before the first shard. Returns the manifest with its code tables, and the
