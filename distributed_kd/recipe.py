@@ -251,6 +251,10 @@ class Trainer(Section):
     seed: int = 0
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: none")
     keep_checkpoints: Positive = 2
+    evaluate_every: int = Field(
+        0, ge=0, description="steps between looks at the loss on development documents; 0: none"
+    )
+    evaluate_sequences: Positive = Field(64, description="development sequences that are looked at")
     spike_factor: float | None = Field(
         None, gt=1.0, description="stop where the loss is above so many times the median of the last 50 steps"
     )

@@ -25,7 +25,8 @@ METRICS = "metrics.jsonl"
 # These change how fast training runs, not what is learnt.
 _NOT_IN_FINGERPRINT = {
     "launcher", "processes", "hostfile", "workers", "max_failures", "timeout_minutes",
-    "micro_batch", "checkpoint_every", "keep_checkpoints", "follow", "disk_cache_gib", "spike_factor",
+    "micro_batch", "checkpoint_every", "keep_checkpoints", "follow", "disk_cache_gib", "spike_factor", "evaluate_every",
+    "evaluate_sequences",
 }  # fmt: skip
 
 

@@ -21,6 +21,12 @@ from distributed_kd.errors import WorkError
 from distributed_kd.store.filesystem import Store
 
 
+def _best(steps: list[int], metrics: list[dict[str, Any]]) -> int | None:
+    losses = {step: metrics[step - 1].get("held_out_loss") for step in steps}
+    known = {step: loss for step, loss in losses.items() if loss is not None}
+    return min(known, key=lambda step: known[step]) if known else None
+
+
 @dataclass(frozen=True)
 class Found:
     """A complete checkpoint: after how many steps it was written, and their metrics."""
@@ -37,7 +43,10 @@ def complete_steps(folder: Path) -> list[int]:
 
 
 def save(engine: Any, folder: Path, step: int, metrics: list[dict[str, Any]], keep: int) -> None:
-    """All ranks call it. Afterwards the checkpoint is complete, and only the newest `keep` are left."""
+    """All ranks call it. Afterwards the checkpoint is complete, and the newest `keep` and the best are left.
+
+    The best, which `best.json` names, has the lowest `held_out_loss` after its step, where metrics have any.
+    """
     tag = f"step-{step:08d}"
     if not engine.save_checkpoint(str(folder), tag=tag, save_latest=False):
         raise WorkError(f"DeepSpeed did not save checkpoint {folder}/{tag}")
@@ -45,7 +54,12 @@ def save(engine: Any, folder: Path, step: int, metrics: list[dict[str, Any]], ke
     world = torch.distributed.get_world_size()
     if torch.distributed.get_rank() == 0:
         Store(str(folder)).put(f"{tag}.json", json.dumps({"step": step, "world": world, "metrics": metrics}).encode())
+        best = _best(complete_steps(folder), metrics)
+        if best is not None:
+            Store(str(folder)).put("best.json", json.dumps({"step": best}).encode())
         for old in complete_steps(folder)[:-keep]:
+            if old == best:
+                continue
             (folder / f"step-{old:08d}.json").unlink()
             for written in folder.glob(f"step-{old:08d}*"):
                 shutil.rmtree(written)

@@ -21,9 +21,12 @@ from typing import Any, NoReturn
 
 import torch
 
+from distributed_kd.corpus.sequences import Sequence
 from distributed_kd.errors import Stopped, WorkError
 from distributed_kd.recipe import Objective, Trainer
+from distributed_kd.store.manifest import peak_memory_bytes
 from distributed_kd.student import checkpoint
+from distributed_kd.student.held_out import held_out_loss
 from distributed_kd.student.stream import MicroBatch, Stream
 
 _NAMED = 8  # sequences in an error's line
@@ -40,11 +43,13 @@ def train(
     checkpoints: Path,
     report: Callable[[list[dict[str, Any]]], None],
     is_asked_to_stop: Callable[[], bool] = lambda: False,
+    held_out: list[Sequence] | None = None,
 ) -> None:
     """Takes the optimizer steps of `steps`, adding one mapping to `metrics` for each.
 
     `data_wait` is the share of a step's time in which this rank waited for the cache. Raises `Stopped` on all ranks,
-    with a checkpoint, after the step in which any of them was asked to stop.
+    with a checkpoint, after the step in which any of them was asked to stop. held_out: what `trainer.evaluate_every`
+    looks at, None where it looks at nothing.
     """
     with closing(stream.steps(steps.start, steps.stop)) as batches:
         for step in steps:
@@ -54,9 +59,11 @@ def train(
             line = take_step(engine, micro_batches, _ceiling(trainer, metrics))
             if not math.isfinite(line["gradient_norm"]) and trainer.precision != "float16":
                 _refuse(step, f"the gradient's norm is {line['gradient_norm']}", micro_batches, "took it")
-            metrics.append({"step": step, **line, "data_wait": waited / (waited + line["seconds"])})
-            report(metrics)
             done = step + 1
+            metrics.append({"step": step, **line, "data_wait": waited / (waited + line["seconds"])})
+            if held_out and done % trainer.evaluate_every == 0:
+                metrics[-1]["held_out_loss"] = held_out_loss(engine, held_out)
+            report(metrics)
             if done == steps.stop:
                 return
             is_last = _sum_over_ranks([float(is_asked_to_stop())], engine.device)[0] > 0.0
@@ -107,6 +114,7 @@ def take_step(engine: Any, micro_batches: list[MicroBatch], ceiling: float = mat
         "positions": positions,
         "learning_rate": learning_rate,
         "gradient_norm": float(engine.get_global_grad_norm() or 0.0),
+        "memory_peak_bytes": _memory_peak(engine.device),
         "seconds": time.monotonic() - begun,
     }
     return metrics if engine.module.objective.alpha == 1.0 else {**metrics, "cross_entropy": cross_entropy}
@@ -133,6 +141,11 @@ def _refuse(step: int, reason: str, micro_batches: list[MicroBatch], weights: st
         f"{reason} at step {step}, from sequences {named}; the weights {weights}: lower trainer.learning_rate or look "
         "at these sequences; the same command goes on from the last checkpoint"
     )
+
+
+def _memory_peak(device: torch.device) -> int:
+    """This rank's: of the GPU's memory where it has one, else of its own."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory_bytes()
 
 
 def _sum_over_ranks(values: list[float], device: torch.device) -> list[float]:

@@ -33,15 +33,18 @@ class DistillationModel(nn.Module):
                 if parameter is not None:
                     deepspeed.zero.register_external_parameter(self, parameter)
 
-    def forward(self, batch: MicroBatch, scale: float) -> Tensor:
-        """The loss summed over the micro-batch's positions, times `scale`; its parts stay in `last_loss`."""
+    def forward(self, batch: MicroBatch, scale: float, labels_alone: bool = False) -> Tensor:
+        """The loss summed over the micro-batch's positions, times `scale`; its parts stay in `last_loss`.
+
+        labels_alone: whatever `objective.alpha` is, the cross-entropy on the labels.
+        """
         hidden = parts.body_of(self.model)(batch.input_ids, batch.position_ids, batch.present)
         loss = linear_distillation_loss(
             hidden[batch.loss_mask],
             parts.head_of(self.model),
             batch.targets,
             temperature=self.objective.temperature,
-            alpha=self.objective.alpha,
+            alpha=0.0 if labels_alone else self.objective.alpha,
             divergence=self.divergence,
             chunk=self.objective.chunk,
         )

@@ -33,6 +33,7 @@ from distributed_kd.store.manifest import refuse_other
 from distributed_kd.student import artifact, worker
 from distributed_kd.student.build import empty_student, freeze, student_folder
 from distributed_kd.student.engine import deepspeed_config
+from distributed_kd.student.held_out import held_out_sequences
 from distributed_kd.student.worker import number_of_steps, open_cache
 
 _NOTES = "launch"  # beside the artifact, while ranks run on other hosts
@@ -166,6 +167,8 @@ def _refuse_what_does_not_fit(recipe: Recipe, logits: LogitCache, ranks: int) ->
             f"in {trainer.epochs} epochs; lower it"
         )
     deepspeed_config(trainer, ranks)
+    if trainer.evaluate_every:
+        held_out_sequences(Sequences.of(recipe), 1)
     folder = student_folder(recipe)
     freeze(empty_student(folder), recipe.student)
     config = load_config(folder)

@@ -39,6 +39,7 @@ from distributed_kd.student import artifact, checkpoint, loop
 from distributed_kd.student.build import load_student, student_folder
 from distributed_kd.student.engine import deepspeed_config, start_engine, zero_stage
 from distributed_kd.student.export import gather_weights, write_export
+from distributed_kd.student.held_out import held_out_sequences
 from distributed_kd.student.identity import SequenceDigests
 from distributed_kd.student.model import DistillationModel
 from distributed_kd.student.order import GlobalOrder
@@ -87,8 +88,12 @@ def run(recipe: Recipe, arm: str, notes: Path, begun: float) -> None:
             curves.add(metrics[-1])
             _show_progress(notes, metrics, steps)
 
+    held_out = None
+    if recipe.trainer.evaluate_every:
+        held_out = held_out_sequences(Sequences.of(recipe), recipe.trainer.evaluate_sequences)
     with closing(curves) if curves is not None else nullcontext(), stop_asked() as asked:
-        loop.train(engine, stream, recipe.trainer, range(resumed, steps), metrics, checkpoints, report, asked)
+        todo = range(resumed, steps)
+        loop.train(engine, stream, recipe.trainer, todo, metrics, checkpoints, report, asked, held_out)
 
     weights = gather_weights(model)
     if rank == 0:
