@@ -248,6 +248,9 @@ class Trainer(Section):
     weight_decay: float = Field(0.0, ge=0.0)
     gradient_clipping: float = Field(1.0, ge=0.0, description="0: none")
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    activation_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass: a third more work, far less memory"
+    )
     seed: int = 0
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: none")
     keep_checkpoints: Positive = 2

@@ -26,7 +26,7 @@ METRICS = "metrics.jsonl"
 _NOT_IN_FINGERPRINT = {
     "launcher", "processes", "hostfile", "workers", "max_failures", "timeout_minutes",
     "micro_batch", "checkpoint_every", "keep_checkpoints", "follow", "disk_cache_gib", "spike_factor", "evaluate_every",
-    "evaluate_sequences",
+    "evaluate_sequences", "activation_checkpointing",
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,10 @@ def load_student(recipe: Recipe, folder: Path) -> Any:
     else:
         model = load_model(folder, torch.float32, torch.device("cpu"))
     freeze(model, recipe.student)
+    if recipe.trainer.activation_checkpointing:
+        with warnings.catch_warnings():  # its name from v6 on is not there in all of v5
+            warnings.simplefilter("ignore", FutureWarning)
+            model.gradient_checkpointing_enable({"use_reentrant": False})  # which needs no gradient of a layer's input
     return model
 
 

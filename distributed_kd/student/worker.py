@@ -71,16 +71,10 @@ def run(recipe: Recipe, arm: str, notes: Path, begun: float) -> None:
     checkpoints = artifact.local_folder(store, artifact.CHECKPOINTS, key)
     found = checkpoint.find(checkpoints, config)
     engine = start_engine(wrapped, recipe.trainer, config, steps)
-    rows, batch = logits.entries.rows, recipe.trainer.global_batch
-    order = GlobalOrder(logits.manifest.fingerprint, recipe.trainer.seed, rows, batch)
-    stream = Stream(
-        logits, order, rank=rank, world=world,
-        micro_batch=recipe.trainer.micro_batch, temperature=recipe.objective.temperature,
-        sequences=SequenceDigests(Sequences.of(recipe)), disk=_disk(recipe, logits.store),
-    )  # fmt: skip
     resumed, metrics = (0, []) if found is None else (found.step, found.metrics)
     if found is not None:
         checkpoint.load(engine, found)
+    stream = _stream(recipe, logits, rank, world)
     curves = Curves(artifact.local_folder(store, artifact.CURVES, key), dump(recipe), resumed) if rank == 0 else None
 
     def report(metrics: list[dict[str, Any]]) -> None:
@@ -120,6 +114,16 @@ def open_cache(recipe: Recipe) -> LogitCache:
     """Finished, or with `trainer.follow` in work. Raises `RequestError`, `WorkError` where neither is there."""
     store = Store(recipe.workdir).child(CACHE_FOLDER)
     return follow(store, Sequences.of(recipe).shards("train")) if recipe.trainer.follow else cache.open(store)
+
+
+def _stream(recipe: Recipe, logits: LogitCache, rank: int, world: int) -> Stream:
+    trainer = recipe.trainer
+    order = GlobalOrder(logits.manifest.fingerprint, trainer.seed, logits.entries.rows, trainer.global_batch)
+    return Stream(
+        logits, order, rank=rank, world=world,
+        micro_batch=trainer.micro_batch, temperature=recipe.objective.temperature,
+        sequences=SequenceDigests(Sequences.of(recipe)), disk=_disk(recipe, logits.store),
+    )  # fmt: skip
 
 
 def _disk(recipe: Recipe, store: Store) -> DiskCache | None:
