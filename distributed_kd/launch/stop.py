@@ -12,7 +12,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 @contextmanager
-def on_stop(call: Callable[[int], None]) -> Iterator[None]:
+def on_stop(call: Callable[[int], None], signals: tuple[signal.Signals, ...] = STOP_SIGNALS) -> Iterator[None]:
     """`call` is told the signal's number while the block runs; never in a thread of its own, as Ray's workers have."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -21,11 +21,11 @@ def on_stop(call: Callable[[int], None]) -> Iterator[None]:
     def handle(number: int, frame: Any) -> None:
         call(number)
 
-    before = [signal.signal(one, handle) for one in STOP_SIGNALS]
+    before = [signal.signal(one, handle) for one in signals]
     try:
         yield
     finally:
-        for one, was in zip(STOP_SIGNALS, before, strict=True):
+        for one, was in zip(signals, before, strict=True):
             signal.signal(one, was)
 
 

@@ -28,6 +28,11 @@ def vocabulary_size(config: Any) -> int:
     return int(config.get_text_config().vocab_size)
 
 
+def architecture_of(config: Any) -> str:
+    """The name of transformers' class that the weights are of; "" where the configuration says none."""
+    return (getattr(config, "architectures", None) or [""])[0]
+
+
 def is_masked_lm(architecture: str) -> bool:
     """Whether transformers' class of that name predicts masked tokens."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -37,7 +42,7 @@ def is_masked_lm(architecture: str) -> bool:
 
 def refuse_other_task(config: Any, name: str, task: str) -> None:
     """Raises `RequestError` where the model's configuration says that it predicts something else than `corpus.task`."""
-    architecture = (getattr(config, "architectures", None) or [""])[0]
+    architecture = architecture_of(config)
     if is_masked_lm(architecture) != (task == "masked_lm"):
         fits = "masked_lm" if task != "masked_lm" else "causal_lm or chat"
         raise RequestError(

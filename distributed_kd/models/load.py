@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from distributed_kd.errors import RequestError
-from distributed_kd.models.config import is_masked_lm, load_config
+from distributed_kd.models.config import architecture_of, is_masked_lm, load_config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -59,8 +59,8 @@ def auto_class(folder: Path) -> Any:
     """transformers' class for what the model's configuration says it predicts: masked tokens, or the next one."""
     import transformers
 
-    architectures = getattr(load_config(folder), "architectures", None) or [""]
-    return transformers.AutoModelForMaskedLM if is_masked_lm(architectures[0]) else transformers.AutoModelForCausalLM
+    predicts_masked = is_masked_lm(architecture_of(load_config(folder)))
+    return transformers.AutoModelForMaskedLM if predicts_masked else transformers.AutoModelForCausalLM
 
 
 def _is_quantised(folder: Path) -> bool:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
-from distributed_kd.corpus.batch import collate
 from distributed_kd.corpus.sequences import Sequence, Sequences
 from distributed_kd.errors import RequestError
-from distributed_kd.student.objective import PositionTargets
-from distributed_kd.student.stream import MicroBatch
+from distributed_kd.student.stream import MicroBatch, micro_batch_of
 
 SPLIT = "development"
 
@@ -54,10 +53,6 @@ def held_out_loss(engine: Any, sequences: list[Sequence]) -> float:
 
 def _batch(sequence: Sequence) -> MicroBatch:
     """Its targets keep nothing: only the labels are read."""
-    batch = collate([sequence])
-    inputs = (batch.input_ids, batch.position_ids, batch.present, batch.loss_mask)
-    labels = torch.from_numpy(batch.labels[batch.loss_mask])
-    nothing = torch.empty(len(labels), 0)
-    targets = PositionTargets(labels, nothing.long(), nothing, torch.zeros(len(labels)))
-    ids, positions, present, mask = map(torch.from_numpy, inputs)
-    return MicroBatch(ids, positions, present, mask, targets, (sequence.sequence_id,), (-1,))
+    positions = sequence.positions
+    nothing = np.empty((positions, 0), np.float32)
+    return micro_batch_of([sequence], nothing.astype(np.int64), nothing, np.zeros(positions, np.float32), [-1])

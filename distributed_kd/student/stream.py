@@ -23,6 +23,7 @@ from distributed_kd.cache.reader import LogitCache
 from distributed_kd.cache.shard import Row
 from distributed_kd.cache.soft_targets import SoftTargets
 from distributed_kd.corpus.batch import collate
+from distributed_kd.corpus.sequences import Sequence
 from distributed_kd.errors import RequestError
 from distributed_kd.store.disk_cache import DiskCache
 from distributed_kd.store.index import shard_name
@@ -51,21 +52,25 @@ class MicroBatch:
 
 
 def to_micro_batch(rows: list[Row], shards: list[int], temperature: float) -> MicroBatch:
-    batch = collate([row.sequence for row in rows])
     targets = SoftTargets.concatenate([row.targets for row in rows])
-    log_p, log_p_tail = targets.log_probabilities(temperature)
+    return micro_batch_of(
+        [row.sequence for row in rows], targets.ids.astype(np.int64), *targets.log_probabilities(temperature), shards
+    )
+
+
+def micro_batch_of(
+    sequences: list[Sequence], ids: np.ndarray, log_p: np.ndarray, log_p_tail: np.ndarray, shards: list[int]
+) -> MicroBatch:
+    """ids, log_p [N, K] and log_p_tail [N] are of the sequences' N scored positions, row by row."""
+    batch = collate(sequences)
+    labels = batch.labels[batch.loss_mask]
     return MicroBatch(
         torch.from_numpy(batch.input_ids),
         torch.from_numpy(batch.position_ids),
         torch.from_numpy(batch.present),
         torch.from_numpy(batch.loss_mask),
-        PositionTargets(
-            torch.from_numpy(batch.labels[batch.loss_mask]),
-            torch.from_numpy(targets.ids.astype(np.int64)),
-            torch.from_numpy(log_p),
-            torch.from_numpy(log_p_tail),
-        ),
-        tuple(row.sequence.sequence_id for row in rows),
+        PositionTargets(*map(torch.from_numpy, (labels, ids, log_p, log_p_tail))),
+        tuple(sequence.sequence_id for sequence in sequences),
         tuple(shards),
     )
 

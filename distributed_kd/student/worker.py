@@ -74,7 +74,8 @@ def run(recipe: Recipe, arm: str, notes: Path, begun: float) -> None:
     resumed, metrics = (0, []) if found is None else (found.step, found.metrics)
     if found is not None:
         checkpoint.load(engine, found)
-    stream = _stream(recipe, logits, rank, world)
+    sequences = Sequences.of(recipe)
+    stream = _stream(recipe, logits, sequences, rank, world)
     curves = Curves(artifact.local_folder(store, artifact.CURVES, key), dump(recipe), resumed) if rank == 0 else None
 
     def report(metrics: list[dict[str, Any]]) -> None:
@@ -84,7 +85,7 @@ def run(recipe: Recipe, arm: str, notes: Path, begun: float) -> None:
 
     held_out = None
     if recipe.trainer.evaluate_every:
-        held_out = held_out_sequences(Sequences.of(recipe), recipe.trainer.evaluate_sequences)
+        held_out = held_out_sequences(sequences, recipe.trainer.evaluate_sequences)
     with closing(curves) if curves is not None else nullcontext(), stop_asked() as asked:
         todo = range(resumed, steps)
         loop.train(engine, stream, recipe.trainer, todo, metrics, checkpoints, report, asked, held_out)
@@ -116,13 +117,13 @@ def open_cache(recipe: Recipe) -> LogitCache:
     return follow(store, Sequences.of(recipe).shards("train")) if recipe.trainer.follow else cache.open(store)
 
 
-def _stream(recipe: Recipe, logits: LogitCache, rank: int, world: int) -> Stream:
+def _stream(recipe: Recipe, logits: LogitCache, sequences: Sequences, rank: int, world: int) -> Stream:
     trainer = recipe.trainer
     order = GlobalOrder(logits.manifest.fingerprint, trainer.seed, logits.entries.rows, trainer.global_batch)
     return Stream(
         logits, order, rank=rank, world=world,
         micro_batch=trainer.micro_batch, temperature=recipe.objective.temperature,
-        sequences=SequenceDigests(Sequences.of(recipe)), disk=_disk(recipe, logits.store),
+        sequences=SequenceDigests(sequences), disk=_disk(recipe, logits.store),
     )  # fmt: skip
 
 

@@ -11,7 +11,6 @@ and so does every shard.
 from __future__ import annotations
 
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from distributed_kd.cache.writer import commit
 from distributed_kd.corpus.sequences import Sequences
 from distributed_kd.errors import RequestError, Stopped, WorkError
 from distributed_kd.launch.ray_session import ray_session, task_errors
+from distributed_kd.launch.stop import on_stop
 from distributed_kd.models.config import load_config, refuse_other_task, vocabulary_size
 from distributed_kd.models.locate import identity, locate
 from distributed_kd.models.tokenizer import load_tokenizer, tokenizer_sha256
@@ -235,14 +235,8 @@ def run(fleet: Fleet, schedule: Schedule, manifest: CacheManifest) -> Iterator[R
 def stopped_by_sigterm() -> Iterator[None]:
     """SIGTERM, which preemption sends, ends the block with `Stopped`: shards in work are dropped, others are safe."""
 
-    def stop(number: int, frame: Any) -> None:
+    def stop(number: int) -> None:
         raise Stopped("stopped by SIGTERM; resume with the same command")
 
-    if threading.current_thread() is not threading.main_thread():
+    with on_stop(stop, (signal.SIGTERM,)):
         yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -92,8 +92,7 @@ def test_a_batch_is_of_many_places_and_stays_so() -> None:
         assert len(np.unique(order.batch(number) // rows)) >= order.lanes
 
 
-def test_an_epoch_is_as_random_as_chance(  # in rank, and in which sequence follows which
-) -> None:
+def test_an_epoch_is_as_random_as_chance_in_rank_and_in_which_sequence_follows_which() -> None:
     found = np.array(flat(GlobalOrder("abc", 0, np.full(400, 16), batch=64), 6400))
     correlation = np.corrcoef(np.argsort(found), np.arange(6400))[0, 1]
     assert abs(correlation) < 4 / np.sqrt(6400)
