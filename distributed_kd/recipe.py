@@ -212,7 +212,9 @@ class Objective(Section):
     )
     beta: float = Field(0.5, gt=0.0, lt=1.0, description="jsd: weight of the teacher in the mixture")
     skew: float = Field(0.1, gt=0.0, lt=1.0, description="skewed_kl: weight of the teacher in the mixture")
-    chunk: Positive = Field(256, description="positions whose logits exist at once")
+    chunk: Positive | None = Field(
+        None, description="positions whose logits exist at once; left out: what suits the device"
+    )
 
 
 class Trainer(Section):

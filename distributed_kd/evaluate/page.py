@@ -339,7 +339,10 @@ def _interval_plot(report: dict[str, Any]) -> Any:
 
 def _curves(metrics: Metrics) -> list[dict[str, Any]]:
     shown = []
-    for key, title in (("cross_entropy", "cross-entropy"), ("divergence", "divergence from the teacher")):
+    for key, title, not_read in (
+        ("cross_entropy", "cross-entropy", "never reads the hard labels"),
+        ("divergence", "divergence from the teacher", "reads the hard labels alone"),
+    ):
         arms: dict[str, tuple[list[float], list[float]]] = {}
         for arm, steps in metrics.items():
             points = [(line["step"] + 1, line[key]) for line in steps if _is_number(line.get(key))]
@@ -352,7 +355,8 @@ def _curves(metrics: Metrics) -> list[dict[str, Any]]:
         missing = [arm for arm, steps in metrics.items() if steps and arm not in arms]
         plot = plots.curve(f"curve-{key}", label, arms, f"{title}, nats")
         most = max(len(steps) for steps, _ in arms.values())
-        shown.append({"title": title, "plot": plot, "missing": missing, "each": plots.thinning(most)})
+        curve = {"title": title, "plot": plot, "missing": missing, "reason": not_read, "each": plots.thinning(most)}
+        shown.append(curve)
     return shown
 
 

@@ -1,8 +1,8 @@
 """The training loop of a rank.
 
-The loss is a sum over positions divided by the positions of the *global* batch, so the same batch gives the same
-gradient however it is split over ranks and micro-batches. DeepSpeed averages over ranks and accumulation steps;
-each micro-batch's sum is therefore scaled by world * accumulation / positions.
+The loss is a sum over positions divided by the positions of the *global* batch (by their weights, where they have any),
+so the same batch gives the same gradient however it is split over ranks and micro-batches. DeepSpeed averages over
+ranks and accumulation steps; each micro-batch's sum is therefore scaled by world * accumulation / positions.
 
 A loss that is not finite, or is a spike, stops all ranks before the optimizer sees it, with the sequences that gave it:
 the weights, and the last checkpoint, are what they were. A gradient that is not finite is known when the optimizer has
@@ -87,43 +87,49 @@ def take_step(engine: Any, micro_batches: list[MicroBatch], ceiling: float = mat
     Raises `WorkError` on all ranks, before the optimizer, where the loss is not finite or above the ceiling.
     """
     begun = time.monotonic()
-    positions = _sum_over_ranks([float(sum(len(batch.targets) for batch in micro_batches))], engine.device)[0]
+    own = [(float(len(batch.targets)), batch.targets.total_weight) for batch in micro_batches]
+    positions, weight = _sum_over_ranks([sum(values) for values in zip(*own, strict=True)], engine.device)
+    weight = weight or 1.0  # nothing to learn from: the loss is zero
     learning_rate = engine.get_lr()[0]
-    scale = torch.distributed.get_world_size() * len(micro_batches) / max(1.0, positions)
+    scale = torch.distributed.get_world_size() * len(micro_batches) / weight
     found: list[tuple[float, float]] = []  # cross-entropy and divergence of each micro-batch
     for place, batch in enumerate(micro_batches, start=1):
         loss = engine(batch.to(engine.device), scale)
         engine.backward(loss)
-        parts = engine.module.last_loss
-        found.append((parts.cross_entropy.item(), parts.divergence.item()))
+        sums = engine.module.last_loss
+        found.append((sums.cross_entropy.item(), sums.divergence.item()))
         if place == len(micro_batches):
-            sums = _sum_over_ranks([sum(values) for values in zip(*found, strict=True)], engine.device)
-            cross_entropy, divergence = (value / max(1.0, positions) for value in sums)
+            totals = _sum_over_ranks([sum(values) for values in zip(*found, strict=True)], engine.device)
+            cross_entropy, divergence = (total / weight for total in totals)
             loss_value = _loss_of(engine.module.objective, cross_entropy, divergence)
             if not math.isfinite(loss_value):
-                own = [_loss_of(engine.module.objective, *parts) for parts in found]
-                bad = [batch for batch, loss in zip(micro_batches, own, strict=True) if not math.isfinite(loss)]
+                losses = [_loss_of(engine.module.objective, *parts) for parts in found]
+                bad = [batch for batch, loss in zip(micro_batches, losses, strict=True) if not math.isfinite(loss)]
                 _refuse(engine.global_steps, f"the loss is {loss_value}", bad, "did not take it")
             if loss_value > ceiling:
                 reason = f"the loss is {loss_value:.4g}, a spike above {ceiling:.4g}"
                 _refuse(engine.global_steps, reason, micro_batches, "did not take it")
         engine.step()
-    metrics = {
+    parts = {"divergence": divergence, "cross_entropy": cross_entropy}
+    return {
         "loss": loss_value,
-        "divergence": divergence,
+        **{name: value for name, value in parts.items() if _is_read(engine.module.objective, name)},
         "positions": positions,
         "learning_rate": learning_rate,
         "gradient_norm": float(engine.get_global_grad_norm() or 0.0),
         "memory_peak_bytes": _memory_peak(engine.device),
         "seconds": time.monotonic() - begun,
     }
-    return metrics if engine.module.objective.alpha == 1.0 else {**metrics, "cross_entropy": cross_entropy}
+
+
+def _is_read(objective: Objective, part: str) -> bool:
+    return objective.alpha < 1.0 if part == "cross_entropy" else objective.alpha > 0.0
 
 
 def _loss_of(objective: Objective, cross_entropy: float, divergence: float) -> float:
-    """cross_entropy is not read at alpha = 1."""
-    soft = objective.alpha * objective.temperature**2 * divergence
-    return soft if objective.alpha == 1.0 else soft + (1.0 - objective.alpha) * cross_entropy
+    """What is not read is nan, and counts for nothing."""
+    soft = objective.alpha * objective.temperature**2 * divergence if _is_read(objective, "divergence") else 0.0
+    return soft + (1.0 - objective.alpha) * cross_entropy if _is_read(objective, "cross_entropy") else soft
 
 
 def _refuse(step: int, reason: str, micro_batches: list[MicroBatch], weights: str) -> NoReturn:

@@ -1,18 +1,25 @@
 """The distillation loss on hidden states: L = (1 - alpha) * CE(labels, T = 1) + alpha * T^2 * KL(p_T || q_T).
 
 Hinton, Vinyals and Dean (2015). The same T on both sides of the KL, T = 1 for the hard labels; alpha = 1 never
-reads the labels. Another divergence may stand in the KL's place (`divergence.py`). The tail is one more outcome on both
-sides, so targets are not renormalised; the student's tail is a logsumexp over the ids that are not kept.
+reads the labels, alpha = 0 never the soft targets. Another divergence may stand in the KL's place (`divergence.py`).
+The tail is one more outcome on both sides, so targets are not renormalised; the student's tail is a logsumexp over the
+ids that are not kept.
 
-`linear_distillation_loss(impl=...)`: `chunked` forms the gradients of hidden states and head in the same pass as
-the loss, `chunk` positions at a time, so that [N, V] never exists; `reference` is dense autograd in float64.
+`linear_distillation_loss(impl=...)`. These form the gradients of hidden states and head in the same pass as the loss,
+`chunk` positions at a time, so that [N, V] never exists:
+    chunked    torch (`chunk_gradient.py`)
+    compiled   the same through torch.compile
+    triton     two kernels for GPUs (`chunk_gradient_triton.py`)
+    auto       triton on a CUDA device, chunked elsewhere
+and `reference` is dense autograd in float64.
 
 Shapes: N positions, D hidden size, V rows of the student's head, K kept ids.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -20,34 +27,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distributed_kd.models.parts import Head
-from distributed_kd.student.divergence import Divergence, forward_kl, over_outcomes
+from distributed_kd.student.chunk_gradient import ChunkGradient, Form, chunk_gradient, ids_to_tail, outcomes
+from distributed_kd.student.divergence import Divergence, forward_kl
+from distributed_kd.student.position_targets import PositionTargets
 
+Implementation = Literal["auto", "chunked", "compiled", "triton", "reference"]
 
-@dataclass(frozen=True)
-class PositionTargets:
-    """Soft targets at one temperature, as tensors. Ids outside [0, V) are taken for tail."""
-
-    labels: Tensor  # [N] int64
-    ids: Tensor  # [N, K] int64
-    log_p: Tensor  # [N, K] float32, log p_T; -inf at ids that do not count
-    log_p_tail: Tensor  # [N] float32
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def rows(self, begin: int, end: int) -> PositionTargets:
-        return PositionTargets(*(tensor[begin:end] for tensor in self._tensors))
-
-    def to(self, device: torch.device) -> PositionTargets:
-        return PositionTargets(*(tensor.to(device) for tensor in self._tensors))
-
-    @property
-    def _tensors(self) -> tuple[Tensor, ...]:
-        return self.labels, self.ids, self.log_p, self.log_p_tail
+_CPU_CHUNK = 256
+_DEVICE_LOGITS = 2**30  # bytes of float32 logits at once on an accelerator, which larger products would not fill better
+_FEW_CHUNKS = 8
 
 
 class Loss(NamedTuple):
-    """Sums over positions. Only `total` carries a gradient; `cross_entropy` is nan where labels were not read."""
+    """Sums over positions. Only `total` carries a gradient; what was not read, at alpha 0 or 1, is nan."""
 
     total: Tensor
     cross_entropy: Tensor
@@ -62,31 +54,42 @@ def linear_distillation_loss(
     temperature: float,
     alpha: float,
     divergence: Divergence = forward_kl,
-    chunk: int = 256,
-    impl: Literal["chunked", "reference"] = "chunked",
+    chunk: int | None = None,
+    impl: Implementation = "auto",
 ) -> Loss:
-    """hidden [N, D], the student's head and N targets -> the loss summed over positions.
+    """hidden [N, D], the student's head and N targets -> the loss summed over positions, each times its weight.
 
-    With N = 0 the loss is zero and hidden states and head stay in the graph.
+    With N = 0 the loss is zero and hidden states and head stay in the graph. chunk: positions whose logits exist at
+    once; None: what suits the device.
     """
-    targets = _ids_to_tail(targets, head.weight.shape[0])
+    form = Form(temperature, alpha, divergence)
+    targets = ids_to_tail(targets, head.rows)
     if impl == "reference":
-        return _reference(hidden, head, targets, temperature, alpha, divergence)
-    return Loss(*_Chunked.apply(hidden, head.weight, head.bias, head, targets, temperature, alpha, divergence, chunk))
+        return _reference(hidden, head, targets, form)
+    chunk = chunk or chunk_for(hidden.device, head.rows)
+    return Loss(*_Chunked.apply(hidden, head.weight, head.bias, head, targets, form, chunk, _find(impl, hidden.device)))
 
 
-def _ids_to_tail(targets: PositionTargets, vocabulary: int) -> PositionTargets:
-    """Moves the mass of ids that the student does not have into the tail, and marks their places as not counting."""
-    missing = (targets.ids < 0) | (targets.ids >= vocabulary)
-    if not bool(missing.any()):
-        return targets
-    lost = targets.log_p.masked_fill(~missing, -torch.inf).logsumexp(dim=1)
-    return replace(
-        targets,
-        ids=targets.ids.masked_fill(missing, -1),
-        log_p=targets.log_p.masked_fill(missing, -torch.inf),
-        log_p_tail=torch.logaddexp(targets.log_p_tail, lost),
-    )
+def chunk_for(device: torch.device, vocabulary: int) -> int:
+    """On an accelerator a power of two, which its matrix units divide evenly."""
+    if device.type == "cpu":
+        return _CPU_CHUNK
+    return 1 << (max(128, _DEVICE_LOGITS // (4 * vocabulary)).bit_length() - 1)
+
+
+def _find(impl: Implementation, device: torch.device) -> ChunkGradient:
+    if impl == "compiled":
+        return _compiled()
+    if impl == "triton" or (impl == "auto" and device.type == "cuda"):
+        from distributed_kd.student.chunk_gradient_triton import chunk_gradient as kernels
+
+        return kernels
+    return chunk_gradient
+
+
+@cache
+def _compiled() -> ChunkGradient:
+    return torch.compile(chunk_gradient, dynamic=True)
 
 
 class _Chunked(torch.autograd.Function):
@@ -98,50 +101,44 @@ class _Chunked(torch.autograd.Function):
         bias: Tensor | None,
         head: Head,
         targets: PositionTargets,
-        temperature: float,
-        alpha: float,
-        divergence: Divergence,
+        form: Form,
         chunk: int,
+        gradient_of: ChunkGradient,
     ) -> tuple[Tensor, Tensor, Tensor]:
         head = replace(head, weight=weight, bias=bias)  # under ZeRO-3 these are the gathered ones
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        sums = _sum_dtype(weight, -(-len(targets) // chunk))
+        grad_weight = torch.zeros_like(weight, dtype=sums) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias and bias is not None else None
         cross_entropy = hidden.new_zeros((), dtype=torch.float32)
         diverged = hidden.new_zeros((), dtype=torch.float32)
         for begin in range(0, len(targets), chunk):
-            rows = hidden[begin : begin + chunk]
-            logits = head.logits(rows).float()
-            slope = None if head.softcap is None else 1.0 - (logits / head.softcap) ** 2
-            grad, chunk_cross_entropy, chunk_diverged = _logit_gradient(
-                logits, targets.rows(begin, begin + chunk), temperature, alpha, divergence
-            )
-            cross_entropy += chunk_cross_entropy
-            diverged += chunk_diverged
-            if slope is not None:
-                grad *= slope
-            if head.scale != 1.0:
-                grad *= head.scale
-            if grad_bias is not None:
-                grad_bias += grad.sum(dim=0)
-            grad = grad.to(hidden.dtype)
+            rows, own = hidden[begin : begin + chunk], targets.rows(begin, begin + chunk)
+            found = gradient_of(rows, head, own, form)
+            cross_entropy += _weighted(found.cross_entropy, own.weight).sum()
+            diverged += _weighted(found.divergence, own.weight).sum()
             if grad_hidden is not None:
-                torch.mm(grad, weight, out=grad_hidden[begin : begin + chunk])
-            if grad_weight is not None and rows.dtype == torch.float32:
-                grad_weight.addmm_(grad.T, rows)  # no second tensor of its size
-            elif grad_weight is not None:
-                grad_weight += grad.T @ rows
+                torch.mm(found.grad, weight, out=grad_hidden[begin : begin + chunk])
+                if own.weight is not None:
+                    grad_hidden[begin : begin + chunk] *= own.weight[:, None]
+            # A position's weight goes into its row of the hidden states: D numbers, where the gradient has V.
+            rows = _weighted(rows, own.weight)
+            if grad_bias is not None:
+                grad_bias += found.grad.sum(dim=0) if own.weight is None else own.weight @ found.grad.float()
+            if grad_weight is not None:
+                _add_product(grad_weight, found.grad, rows)
+            del found  # before the next chunk's logits are made
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
-        ctx.is_spent = (
-            False  # backward scales the gradients in place: a copy of the head's would be as large as the head
-        )
-        total = alpha * temperature**2 * diverged
-        if alpha < 1.0:
-            total = total + (1.0 - alpha) * cross_entropy
+        # backward scales the gradients in place: a copy of the head's would be as large as the head
+        ctx.is_spent = False
+        if form.alpha == 0.0:
+            total, diverged = cross_entropy.clone(), torch.full_like(diverged, torch.nan)
+        elif form.alpha == 1.0:
+            total, cross_entropy = form.temperature**2 * diverged, torch.full_like(cross_entropy, torch.nan)
         else:
-            cross_entropy = torch.full_like(cross_entropy, torch.nan)
+            total = form.alpha * form.temperature**2 * diverged + (1.0 - form.alpha) * cross_entropy
         ctx.mark_non_differentiable(cross_entropy, diverged)
         return total, cross_entropy, diverged
 
@@ -157,109 +154,60 @@ class _Chunked(torch.autograd.Function):
             None if grad_hidden is None else grad_hidden.mul_(grad_total),
             None if grad_weight is None else grad_weight.mul_(grad_total).to(weight_dtype),
             None if grad_bias is None else grad_bias.mul_(grad_total).to(bias_dtype),
-            None, None, None, None, None, None,
+            None, None, None, None, None,
         )  # fmt: skip
 
 
-def _logit_gradient(
-    logits: Tensor, targets: PositionTargets, temperature: float, alpha: float, divergence: Divergence
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient of the loss in the logits [n, V], which it overwrites; cross-entropy and divergence, summed.
+def _weighted(rows: Tensor, weight: Tensor | None) -> Tensor:
+    """rows [n] or [n, D], each times its weight, in their dtype."""
+    if weight is None:
+        return rows
+    return (rows * (weight if rows.dim() == 1 else weight[:, None])).to(rows.dtype)
 
-    At T = 1 one pass serves both terms.
+
+def _sum_dtype(weight: Tensor, chunks: int) -> torch.dtype:
+    """Of the sum over chunks; a chunk's own product is summed in float32 whatever this is.
+
+    A few sums in half precision add less than the result's rounding to it does, and save the float32 copy.
     """
-    hard = alpha < 1.0
-    at_label = logits.gather(1, targets.labels[:, None]).squeeze(1) if hard else None
-    if temperature == 1.0:
-        soft = _SoftPass(logits, targets, divergence)
-        grad = soft.gradient(alpha, with_softmax=1.0 - alpha)
-        cross_entropy = (soft.log_total - at_label).sum() if at_label is not None else soft.value.new_zeros(())
+    return weight.dtype if weight.is_cuda and chunks <= _FEW_CHUNKS else torch.float32
+
+
+def _add_product(grad_weight: Tensor, grad: Tensor, rows: Tensor) -> None:
+    """grad_weight [V, D] += grad^T rows, without a second tensor of its size where that can be."""
+    if grad_weight.dtype == rows.dtype:
+        grad_weight.addmm_(grad.T, rows)
+    elif rows.is_cuda:
+        torch.addmm(grad_weight, grad.T, rows, out_dtype=torch.float32, out=grad_weight)
     else:
-        soft = _SoftPass(logits / temperature, targets, divergence)
-        # alpha T^2 from the loss, 1/T from the chain rule.
-        grad = soft.gradient(alpha * temperature, with_softmax=0.0)
-        cross_entropy = soft.value.new_zeros(())
-        if at_label is not None:
-            log_total = logits.logsumexp(dim=1)
-            cross_entropy = (log_total - at_label).sum()
-            grad += logits.sub_(log_total[:, None]).exp_().mul_(1.0 - alpha)
-    if hard:
-        grad.scatter_add_(1, targets.labels[:, None], grad.new_full((len(grad), 1), alpha - 1.0))
-    return grad, cross_entropy, soft.value.sum()
+        grad_weight += grad.T @ rows
 
 
-class _SoftPass:
-    """One pass over scaled logits z = logits / T [n, V], overwritten: the divergence by row, and then its gradient.
-
-    With E_j = exp(z_j - m), m the largest logit that is not kept, L_t and L the logsumexps over ids not kept and over
-    all, s_k and s_t the divergence's slopes by log q of a kept id and of the tail, and S their sum, the gradient is
-        not kept:  E_j * (s_t * exp(m - L_t) - S * exp(m - L))
-        kept:      s_k - S * q_k
-    which takes as many passes over the chunk as cross-entropy. For forward_kl, s = -p.
-    """
-
-    def __init__(self, z: Tensor, targets: PositionTargets, divergence: Divergence) -> None:
-        has_id = targets.ids >= 0
-        self.places = targets.ids.clamp(min=0)
-        at_kept = z.gather(1, self.places).masked_fill(~has_id, -torch.inf)
-        # Empty places point at id 0, which must stay in the tail unless it is kept itself.
-        first = torch.where((targets.ids == 0).any(dim=1), -torch.inf, z[:, 0])
-        z.scatter_(1, self.places, -torch.inf)
-        z[:, 0] = first
-        largest = z.amax(dim=1)
-        largest = torch.where(largest == -torch.inf, 0.0, largest)
-        self.exponentials = z.sub_(largest[:, None]).exp_()
-        log_tail = largest + self.exponentials.sum(dim=1).log()
-        self.log_total = torch.logaddexp(log_tail, at_kept.logsumexp(dim=1))
-
-        no_tail = log_tail == -torch.inf
-        log_p = _outcomes(targets, no_tail)
-        log_q = torch.cat([at_kept, log_tail[:, None]], dim=1) - self.log_total[:, None]
-        self.value, self.slope = divergence(log_p, log_q, torch.cat([has_id, ~no_tail[:, None]], dim=1))
-        self.q = log_q[:, :-1].exp()
-        self.to_softmax = (largest - self.log_total).exp()
-        at_tail = self.slope[:, -1]
-        self.to_tail = torch.where(at_tail != 0.0, at_tail * (largest - log_tail).exp(), 0.0)
-
-    def gradient(self, weight: float, with_softmax: float) -> Tensor:
-        """[n, V]: weight times the gradient of the divergence, and with_softmax * q for what else has it."""
-        share = with_softmax - weight * over_outcomes(self.slope)
-        grad = self.exponentials.mul_((share * self.to_softmax + weight * self.to_tail)[:, None])
-        return grad.scatter_add_(1, self.places, share[:, None] * self.q + weight * self.slope[:, :-1])
-
-
-def _outcomes(targets: PositionTargets, no_tail: Tensor) -> Tensor:
-    """[n, K + 1] log p, the tail last.
-
-    A student that has no other id than the kept ones (`no_tail`) has no tail to give the teacher's tail to: the kept
-    ids share it in proportion.
-    """
-    log_kept = targets.log_p.logsumexp(dim=1)
-    whole = torch.where(no_tail, torch.logaddexp(log_kept, targets.log_p_tail) - log_kept, 0.0)
-    log_p_tail = targets.log_p_tail.masked_fill(no_tail, -torch.inf)
-    return torch.cat([targets.log_p + whole[:, None], log_p_tail[:, None]], dim=1)
-
-
-def _reference(
-    hidden: Tensor, head: Head, targets: PositionTargets, temperature: float, alpha: float, divergence: Divergence
-) -> Loss:
+def _reference(hidden: Tensor, head: Head, targets: PositionTargets, form: Form) -> Loss:
     """Dense, in float64: the divergence's own slopes are not used, autograd finds them."""
     double = replace(head, weight=head.weight.double(), bias=None if head.bias is None else head.bias.double())
     logits = double.logits(hidden.double())
     vocabulary = logits.shape[1]
-    log_q = (logits / temperature).log_softmax(dim=1)
-    # The last column takes empty places, so that they mark no id as kept.
-    places = torch.where(targets.ids < 0, vocabulary, targets.ids)
-    kept = torch.zeros(len(logits), vocabulary + 1, dtype=torch.bool, device=logits.device).scatter_(1, places, True)
-    log_q_tail = log_q.masked_fill(kept[:, :-1], -torch.inf).logsumexp(dim=1)
-    no_tail = kept[:, :-1].all(dim=1)
-    in_double = replace(targets, log_p=targets.log_p.double(), log_p_tail=targets.log_p_tail.double())
-    has = torch.cat([targets.ids >= 0, ~no_tail[:, None]], dim=1)
-    own = torch.cat([log_q.gather(1, places.clamp(max=vocabulary - 1)), log_q_tail[:, None]], dim=1)
-    # Where there is no outcome a finite number stands in, so that autograd multiplies no infinity by zero.
-    diverged = divergence(_outcomes(in_double, no_tail), torch.where(has, own, -1e4), has).value.sum()
-    total = alpha * temperature**2 * diverged
-    if alpha == 1.0:
-        return Loss(total, torch.full_like(diverged, torch.nan), diverged.detach())
-    cross_entropy = torch.nn.functional.cross_entropy(logits, targets.labels, reduction="sum")
-    return Loss(total + (1.0 - alpha) * cross_entropy, cross_entropy.detach(), diverged.detach())
+    weight = logits.new_ones(len(logits)) if targets.weight is None else targets.weight.double()
+    total = logits.sum() * 0.0
+    cross_entropy = diverged = torch.full_like(total, torch.nan)
+    if form.soft:
+        log_q = (logits / form.temperature).log_softmax(dim=1)
+        # The last column takes empty places, so that they mark no id as kept.
+        places = torch.where(targets.ids < 0, vocabulary, targets.ids)
+        kept = torch.zeros(len(logits), vocabulary + 1, dtype=torch.bool, device=logits.device)
+        kept.scatter_(1, places, True)
+        log_q_tail = log_q.masked_fill(kept[:, :-1], -torch.inf).logsumexp(dim=1)
+        no_tail = kept[:, :-1].all(dim=1)
+        in_double = replace(targets, log_p=targets.log_p.double(), log_p_tail=targets.log_p_tail.double())
+        has = torch.cat([targets.ids >= 0, ~no_tail[:, None]], dim=1)
+        own = torch.cat([log_q.gather(1, places.clamp(max=vocabulary - 1)), log_q_tail[:, None]], dim=1)
+        # Where there is no outcome a finite number stands in, so that autograd multiplies no infinity by zero.
+        found = form.divergence(outcomes(in_double, no_tail), torch.where(has, own, -1e4), has).value
+        diverged = (found * weight).sum()
+        total = total + form.alpha * form.temperature**2 * diverged
+    if form.hard:
+        of_rows = torch.nn.functional.cross_entropy(logits, targets.labels, reduction="none")
+        cross_entropy = (of_rows * weight).sum()
+        total = total + (1.0 - form.alpha) * cross_entropy
+    return Loss(total, cross_entropy.detach(), diverged.detach())

@@ -28,8 +28,8 @@ from distributed_kd.errors import RequestError
 from distributed_kd.store.disk_cache import DiskCache
 from distributed_kd.store.index import shard_name
 from distributed_kd.student.identity import SequenceDigests
-from distributed_kd.student.objective import PositionTargets
 from distributed_kd.student.order import GlobalOrder
+from distributed_kd.student.position_targets import PositionTargets
 from distributed_kd.student.shard_tables import ShardTables
 
 _AHEAD = 2

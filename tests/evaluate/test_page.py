@@ -181,7 +181,10 @@ def test_fields_may_be_missing_or_new() -> None:
     without_labels = [{key: line[key] for key in ("step", "divergence")} for line in METRICS["student"]]
     page = words(render(other, {"student": without_labels, "baseline": METRICS["baseline"]}, {}))
     assert "transferred share interval 0.3 to 0.52" in page
-    assert "No cross-entropy was computed for the student" in page
+    assert "No cross-entropy was computed for the student, which never reads the hard labels." in page
+    on_labels = [{key: line[key] for key in ("step", "cross_entropy")} for line in METRICS["baseline"]]
+    page = words(render(other, {"student": METRICS["student"], "baseline": on_labels}, {}))
+    assert "No divergence from the teacher was computed for the baseline, which reads the hard labels alone." in page
     assert render({"models": {"teacher": {}, "student": {}}}, {}, {})
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from distributed_kd.models.parts import Head
 from distributed_kd.student import divergence
-from distributed_kd.student.objective import PositionTargets, linear_distillation_loss
+from distributed_kd.student.objective import linear_distillation_loss
+from distributed_kd.student.position_targets import PositionTargets
 from distributed_kd.teacher.targets import top_k
 from tests.student.test_objective import V, case
 
@@ -45,7 +46,7 @@ def with_tail_as_one(probabilities: torch.Tensor, kept: torch.Tensor) -> torch.T
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("k", [1, 7, V])
-@pytest.mark.parametrize("impl", ["chunked", "reference"])
+@pytest.mark.parametrize("impl", ["chunked", "triton", "reference"])
 def test_value_and_gradients_are_the_formulas(name: str, temperature: float, k: int, impl: Any) -> None:
     alpha = 0.7
     made = case(k, temperature)

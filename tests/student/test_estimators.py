@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from distributed_kd.cache.soft_targets import SoftTargets
 from distributed_kd.models.parts import Head
-from distributed_kd.student.objective import PositionTargets, linear_distillation_loss
+from distributed_kd.student.objective import linear_distillation_loss
+from distributed_kd.student.position_targets import PositionTargets
 from distributed_kd.teacher.targets import full, sample, top_k
 
 N, V, DRAWS, CACHES = 6, 40, 12, 4000

@@ -14,7 +14,8 @@ import torch
 
 from distributed_kd.errors import RequestError
 from distributed_kd.models.parts import Head
-from distributed_kd.student.objective import PositionTargets, linear_distillation_loss
+from distributed_kd.student.objective import linear_distillation_loss
+from distributed_kd.student.position_targets import PositionTargets
 from distributed_kd.teacher.targets import top_k
 from tests.heads import record_head_rows
 
@@ -56,7 +57,7 @@ def written_out(made: dict[str, Any], temperature: float, alpha: float, hidden: 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0, 10.0])
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("k", [1, 7, V])
-@pytest.mark.parametrize("impl", ["chunked", "reference"])
+@pytest.mark.parametrize("impl", ["chunked", "triton", "reference"])
 def test_value_and_gradients_are_the_formulas(temperature: float, alpha: float, k: int, impl: Any) -> None:
     made = case(k, temperature)
     hidden64 = made["hidden"].double().requires_grad_()

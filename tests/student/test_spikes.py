@@ -14,7 +14,8 @@ import torch
 from distributed_kd.errors import WorkError
 from distributed_kd.recipe import Objective, Trainer
 from distributed_kd.student import checkpoint, loop
-from distributed_kd.student.objective import Loss, PositionTargets
+from distributed_kd.student.objective import Loss
+from distributed_kd.student.position_targets import PositionTargets
 from distributed_kd.student.stream import MicroBatch
 
 LOSSES = [2.0, 1.9, 2.1, 2.0, 1.8, 2.2, 2.0, 1.9, 2.1, 2.0]
