@@ -212,6 +212,17 @@ class Objective(Section):
     )
     beta: float = Field(0.5, gt=0.0, lt=1.0, description="jsd: weight of the teacher in the mixture")
     skew: float = Field(0.1, gt=0.0, lt=1.0, description="skewed_kl: weight of the teacher in the mixture")
+    confidence_exponent: float = Field(
+        0.0,
+        ge=0.0,
+        description="g: a position counts (1 - c)^g, c the probability of the teacher's likeliest id; 0: all alike",
+    )
+    entropy_share: float = Field(
+        1.0,
+        gt=0.0,
+        le=1.0,
+        description="of a sequence's positions, the share that is trained on: those with the teacher's most entropy",
+    )
     chunk: Positive | None = Field(
         None, description="positions whose logits exist at once; left out: what suits the device"
     )
@@ -352,6 +363,16 @@ class Recipe(Section):
             raise ValueError(
                 f"objective.divergence {self.objective.divergence} is biased for targets that are drawn (method "
                 "sample): only forward_kl's gradient is right in the mean over draws; choose it, or method top_k"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_are_of_the_distribution(self) -> Recipe:
+        objective = self.objective
+        if self.targets.method == "sample" and (objective.confidence_exponent, objective.entropy_share) != (0.0, 1.0):
+            raise ValueError(
+                "objective.confidence_exponent and entropy_share ask for the teacher's probabilities, which drawn "
+                "targets (method sample) only estimate; leave them out, or choose method top_k"
             )
         return self
 

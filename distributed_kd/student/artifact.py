@@ -15,6 +15,7 @@ from distributed_kd.models.locate import cache_folder
 from distributed_kd.recipe import Recipe
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.manifest import Manifest
+from distributed_kd.student.position_weights import PositionWeights
 
 ARMS = ("student", "baseline")
 EXPORT = "export"
@@ -42,14 +43,19 @@ class StudentManifest(Manifest):
 
 
 def arm_recipe(recipe: Recipe, arm: str) -> Recipe:
-    """The recipe of one arm: the baseline is the same student on hard labels alone, with what `baseline` says."""
+    """The recipe of one arm: the baseline is the same student on hard labels alone, with what `baseline` says.
+
+    What the teacher says of a position does not choose or weigh it there.
+    """
     if arm == "student":
         return recipe
     assert recipe.baseline is not None
     said = recipe.baseline.model_dump(exclude_none=True)
     return recipe.model_copy(
         update={
-            "objective": recipe.objective.model_copy(update={"alpha": 0.0}),
+            "objective": recipe.objective.model_copy(
+                update={"alpha": 0.0, "confidence_exponent": 0.0, "entropy_share": 1.0}
+            ),
             "trainer": recipe.trainer.model_copy(update=said),
         }
     )
@@ -58,10 +64,11 @@ def arm_recipe(recipe: Recipe, arm: str) -> Recipe:
 def made_from_of(recipe: Recipe, cache_fingerprint: str) -> dict[str, Any]:
     """What a student of this (arm's) recipe is made from."""
     not_read = set() if recipe.trainer.schedule == "wsd" else {"decay_fraction"}
+    alike = {"confidence_exponent", "entropy_share"} if PositionWeights.of(recipe.objective) is None else set()
     return {
         "cache": cache_fingerprint,
         "student": recipe.student.model_dump(mode="json"),
-        "objective": recipe.objective.model_dump(mode="json", exclude={"chunk"}),
+        "objective": recipe.objective.model_dump(mode="json", exclude={"chunk"} | alike),
         "trainer": recipe.trainer.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT | not_read),
     }
 

@@ -30,6 +30,10 @@ class PositionTargets:
     def rows(self, begin: int, end: int) -> PositionTargets:
         return self._each(lambda tensor: tensor[begin:end])
 
+    def chosen(self, mask: Tensor) -> PositionTargets:
+        """Those of mask [N] bool."""
+        return self._each(lambda tensor: tensor[mask])
+
     def to(self, device: torch.device) -> PositionTargets:
         return self._each(lambda tensor: tensor.to(device))
 

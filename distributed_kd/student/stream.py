@@ -11,7 +11,7 @@ import queue
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from distributed_kd.store.index import shard_name
 from distributed_kd.student.identity import SequenceDigests
 from distributed_kd.student.order import GlobalOrder
 from distributed_kd.student.position_targets import PositionTargets
+from distributed_kd.student.position_weights import PositionWeights
 from distributed_kd.student.shard_tables import ShardTables
 
 _AHEAD = 2
@@ -51,11 +52,21 @@ class MicroBatch:
         return MicroBatch(ids, positions, present, mask, self.targets.to(device), self.sequence_ids, self.shards)
 
 
-def to_micro_batch(rows: list[Row], shards: list[int], temperature: float) -> MicroBatch:
+def to_micro_batch(
+    rows: list[Row], shards: list[int], temperature: float, weighting: PositionWeights | None = None
+) -> MicroBatch:
     targets = SoftTargets.concatenate([row.targets for row in rows])
-    return micro_batch_of(
-        [row.sequence for row in rows], targets.ids.astype(np.int64), *targets.log_probabilities(temperature), shards
-    )
+    sequences = [row.sequence for row in rows]
+    log_p, log_p_tail = targets.log_probabilities(temperature)
+    batch = micro_batch_of(sequences, targets.ids.astype(np.int64), log_p, log_p_tail, shards)
+    if weighting is None:
+        return batch
+    chosen = torch.from_numpy(weighting.chosen(log_p, log_p_tail, [sequence.positions for sequence in sequences]))
+    weights = weighting.weights(log_p)
+    weighted = replace(batch.targets, weight=None if weights is None else torch.from_numpy(weights))
+    loss_mask = batch.loss_mask.clone()
+    loss_mask[batch.loss_mask] = chosen
+    return replace(batch, loss_mask=loss_mask, targets=weighted.chosen(chosen))
 
 
 def micro_batch_of(
@@ -78,18 +89,20 @@ def micro_batch_of(
 class Stream:
     """Yields, for each optimizer step from `first_step` on, the list of this rank's micro-batches.
 
+    weighting: which positions are trained on, and how much each counts; None: all alike.
     sequences: those that the cache must be of; without them a row is held to its id alone.
     disk: where shards are kept for this rank's next epoch and for the other ranks of the host.
     """
 
     def __init__(
         self, cache: LogitCache, order: GlobalOrder, *, rank: int, world: int, micro_batch: int, temperature: float,
-        sequences: SequenceDigests | None = None, disk: DiskCache | None = None,
+        weighting: PositionWeights | None = None, sequences: SequenceDigests | None = None,
+        disk: DiskCache | None = None,
     ) -> None:  # fmt: skip
         self.cache, self.order = cache, order
         self.rank, self.world = rank, world
         self.micro_batch, self.temperature = micro_batch, temperature
-        self.sequences, self.disk = sequences, disk
+        self.weighting, self.sequences, self.disk = weighting, sequences, disk
 
     def steps(self, first_step: int, end_step: int) -> Generator[list[MicroBatch]]:
         """An error of the reading thread is raised here, where its step is due."""
@@ -161,10 +174,8 @@ class Stream:
             for at, row in zip(own.tolist(), self.cache.rows(place, table, numbers[own]), strict=True):
                 self._check(row, int(numbers[at]), shards[at])
                 rows[at] = row
-        return [
-            to_micro_batch(rows[at : at + self.micro_batch], shards[at : at + self.micro_batch], self.temperature)
-            for at in range(0, len(rows), self.micro_batch)
-        ]
+        parts = (slice(at, at + self.micro_batch) for at in range(0, len(rows), self.micro_batch))
+        return [to_micro_batch(rows[part], shards[part], self.temperature, self.weighting) for part in parts]
 
     def _check(self, row: Row, number: int, shard: int) -> None:
         """Raises `RequestError` where the cache is of other sequences, which its digests need not tell."""

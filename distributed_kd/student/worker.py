@@ -43,6 +43,7 @@ from distributed_kd.student.held_out import held_out_sequences
 from distributed_kd.student.identity import SequenceDigests
 from distributed_kd.student.model import DistillationModel
 from distributed_kd.student.order import GlobalOrder
+from distributed_kd.student.position_weights import PositionWeights
 from distributed_kd.student.stream import Stream
 from distributed_kd.student.tracking import Curves
 
@@ -123,6 +124,7 @@ def _stream(recipe: Recipe, logits: LogitCache, sequences: Sequences, rank: int,
     return Stream(
         logits, order, rank=rank, world=world,
         micro_batch=trainer.micro_batch, temperature=recipe.objective.temperature,
+        weighting=PositionWeights.of(recipe.objective),
         sequences=SequenceDigests(sequences), disk=_disk(recipe, logits.store),
     )  # fmt: skip
 

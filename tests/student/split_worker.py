@@ -1,12 +1,13 @@
 """A rank that computes one gradient: how it is split over ranks and micro-batches must not change it.
 
-    python -m tests.student.split_worker OUT MICRO_BATCH ZERO_STAGE MODEL
+    python -m tests.student.split_worker OUT MICRO_BATCH ZERO_STAGE MODEL OBJECTIVE
 
 Eight sequences of unequal masks, one of them with no scored position at all, make one global batch.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def batch_rows() -> list[Any]:
     return rows
 
 
-def main(out: Path, micro_batch: int, stage: int, model_folder: str) -> None:
+def main(out: Path, micro_batch: int, stage: int, model_folder: str, said: dict[str, Any]) -> None:
     import deepspeed
     from transformers import AutoModelForCausalLM
 
@@ -42,8 +43,10 @@ def main(out: Path, micro_batch: int, stage: int, model_folder: str) -> None:
     from distributed_kd.student.export import gather_weights
     from distributed_kd.student.loop import take_step
     from distributed_kd.student.model import DistillationModel
+    from distributed_kd.student.position_weights import PositionWeights
     from distributed_kd.student.stream import to_micro_batch
 
+    objective = Objective(**said)
     deepspeed.init_distributed(dist_backend="gloo")
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     trainer = Trainer(
@@ -55,13 +58,12 @@ def main(out: Path, micro_batch: int, stage: int, model_folder: str) -> None:
     # Plain gradient descent: the step shows the gradient itself, where Adam would show little but its sign.
     config["optimizer"] = {"type": "SGD", "params": {"lr": 0.1}}
     model = AutoModelForCausalLM.from_pretrained(model_folder)
-    engine = start_engine(DistillationModel(model, Objective(temperature=2.0, alpha=0.5), stage), trainer, config, 1)
+    engine = start_engine(DistillationModel(model, objective, stage), trainer, config, 1)
     share = 8 // world
     rows = batch_rows()[rank * share : (rank + 1) * share]
-    metrics = take_step(
-        engine,
-        [to_micro_batch(rows[at : at + micro_batch], [0] * micro_batch, 2.0) for at in range(0, share, micro_batch)],
-    )
+    weighting = PositionWeights.of(objective)
+    parts = [rows[at : at + micro_batch] for at in range(0, share, micro_batch)]
+    metrics = take_step(engine, [to_micro_batch(part, [0] * micro_batch, 2.0, weighting) for part in parts])
     weights = gather_weights(model)
     if rank == 0:
         torch.save({"weights": weights, "loss": metrics["loss"]}, out)
@@ -70,4 +72,4 @@ def main(out: Path, micro_batch: int, stage: int, model_folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], json.loads(sys.argv[5]))

@@ -1,0 +1,81 @@
+"""Positions chosen and weighed by the teacher's own distribution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from distributed_kd.errors import RequestError
+from distributed_kd.recipe import Objective, Recipe, parse
+from distributed_kd.student import artifact
+from distributed_kd.student.position_weights import PositionWeights, entropies
+from distributed_kd.student.stream import to_micro_batch
+from tests.student.split_worker import batch_rows
+from tests.test_recipe import MINIMAL
+
+
+def of(**said: float) -> PositionWeights:
+    found = PositionWeights.of(Objective(**said))  # type: ignore[arg-type]
+    assert found is not None
+    return found
+
+
+def test_entropy_is_that_of_the_kept_ids_and_the_tail() -> None:
+    p = np.array([[0.5, 0.25, 0.125], [1.0, 0.0, 0.0], [0.2, 0.2, 0.2]])
+    tail = np.array([0.125, 0.0, 0.4])
+    with np.errstate(divide="ignore"):
+        found = entropies(np.log(p), np.log(tail))
+    np.testing.assert_allclose(found / np.log(2.0), [1.75, 0.0, -3 * 0.2 * np.log2(0.2) - 0.4 * np.log2(0.4)])
+
+
+def test_the_most_uncertain_positions_of_each_sequence_are_chosen() -> None:
+    """Not of the batch: another split of it would choose others. A tie goes to the earlier position."""
+    p = np.array([0.9, 0.5, 0.7, 0.5, 0.99, 0.6, 0.98])
+    chosen = of(entropy_share=0.5).chosen(np.log(p)[:, None], np.log(1 - p), [4, 3])
+    assert chosen.tolist() == [False, True, False, True, False, True, True]
+    assert of(entropy_share=0.25).chosen(np.log(p)[:, None], np.log(1 - p), [4, 3]).tolist() == [
+        False, True, False, False, False, True, False,
+    ]  # fmt: skip
+
+
+def test_a_position_counts_by_how_unsure_the_teacher_is() -> None:
+    weights = of(confidence_exponent=2.0).weights(np.log(np.array([[0.9, 0.05], [0.2, 0.4], [0.0, 1.0]]) + 1e-30))
+    assert weights is not None
+    np.testing.assert_allclose(weights, [0.01, 0.36, 0.0], atol=1e-7)
+    assert of(entropy_share=0.5).weights(np.zeros((2, 1))) is None
+
+
+def test_a_micro_batch_has_only_what_is_chosen() -> None:
+    rows = batch_rows()
+    whole = to_micro_batch(rows, list(range(8)), 2.0)
+    some = to_micro_batch(rows, list(range(8)), 2.0, of(entropy_share=0.5, confidence_exponent=1.0))
+    counts = some.loss_mask.sum(dim=1).tolist()
+    assert counts == [-(-row.sequence.positions // 2) for row in rows]
+    assert not (some.loss_mask & ~whole.loss_mask).any()
+    assert some.targets.weight is not None
+    assert len(some.targets) == len(some.targets.weight) == sum(counts)
+    chosen = some.loss_mask[whole.loss_mask]
+    assert torch.equal(some.targets.ids, whole.targets.ids[chosen])
+    assert torch.equal(some.targets.labels, whole.targets.labels[chosen])
+    torch.testing.assert_close(some.targets.weight, 1.0 - whole.targets.log_p[chosen].exp().amax(dim=1))
+    assert some.targets.total_weight == pytest.approx(some.targets.weight.sum().item())
+
+
+def test_drawn_targets_are_refused() -> None:
+    drawn = MINIMAL | {"targets": {"method": "sample", "draws": 20}, "objective": {"entropy_share": 0.5}}
+    with pytest.raises(RequestError, match="drawn targets"):
+        parse(drawn)
+
+
+def test_the_baseline_takes_every_position_and_other_students_keep_their_fingerprint() -> None:
+    def made_from(recipe: Recipe, arm: str) -> dict[str, Any]:
+        return artifact.made_from_of(artifact.arm_recipe(recipe, arm), "0" * 64)["objective"]
+
+    plain = parse(MINIMAL | {"baseline": {}})
+    weighed = parse(MINIMAL | {"baseline": {}, "objective": {"entropy_share": 0.5}})
+    assert made_from(plain, "baseline") == made_from(weighed, "baseline")
+    assert "entropy_share" not in made_from(plain, "student")
+    assert made_from(weighed, "student")["entropy_share"] == 0.5
