@@ -66,7 +66,10 @@ def recipe_of(options: argparse.Namespace, workdir: str) -> Recipe:
             },
             "teachers": [{"model": options.model, "dtype": options.dtype}],
             "targets": {"method": "top_k", "k": K},
-            "capture": {"batch_tokens": 2 * options.length, "codec": "compact-1", "table_positions": 2048},
+            "capture": {
+                "batch_tokens": options.batch_tokens or 2 * options.length, "head_chunk": options.head_chunk,
+                "codec": "compact-1", "table_positions": 2048,
+            },
             "student": {"model": options.model}, "trainer": {"steps": 1},
         }
     )  # fmt: skip
@@ -167,6 +170,7 @@ def measure(options: argparse.Namespace, workdir: str, way: str, cores: str) -> 
         sys.executable, __file__, "--child", way, "--cores", cores, "--workdir", workdir, "--model", options.model,
         "--text", options.text, "--dtype", options.dtype, "--length", str(options.length),
         "--shards", str(options.shards), "--shard-sequences", str(options.shard_sequences),
+        "--batch-tokens", str(options.batch_tokens), "--head-chunk", str(options.head_chunk),
     ]  # fmt: skip
     done = subprocess.run(arguments, capture_output=True, text=True)
     if done.returncode:
@@ -213,6 +217,8 @@ def main() -> None:
     parser.add_argument("--text", required=True)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--batch-tokens", type=int, default=0, help="0: two sequences")
+    parser.add_argument("--head-chunk", type=int, default=256)
     parser.add_argument("--shard-sequences", type=int, default=4)
     parser.add_argument("--shards", type=int, default=6, help="measured in a round, after one to warm up")
     parser.add_argument("--rounds", type=int, default=3)

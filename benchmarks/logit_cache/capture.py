@@ -79,7 +79,7 @@ def capture(model: Any, windows: np.ndarray) -> Captured:
     for window in windows:
         hidden = body(torch.tensor(window[None]).long(), torch.arange(LENGTH)[None])[0, :-1]
         for chunk in hidden.split(128):
-            logits = head.logits(chunk).float()
+            logits = head.logits(chunk)
             logits -= logits.max(dim=1, keepdim=True).values
             top, ids = logits.topk(WIDEST, dim=1)
             rest = logits.scatter(1, ids, -torch.inf)

@@ -6,6 +6,7 @@ metadata names the codec, the digest of its code tables, the cache's fingerprint
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from distributed_kd.cache import codecs
+from distributed_kd.cache.codecs.columns import Encoded
 from distributed_kd.cache.manifest import PARTS
 from distributed_kd.cache.soft_targets import SoftTargets
 from distributed_kd.corpus.sequences import COLUMNS, Sequence, one_chunk, rows_to_sequences, sequences_to_columns
@@ -31,17 +33,15 @@ class Row:
 
 
 def encode(
-    rows: list[Row], codec_name: str, fingerprint: str, shard: int, tables: bytes | None = None
+    rows: list[Row], codec_name: str, fingerprint: str, shard: int, tables: bytes | None = None, threads: int = 1
 ) -> tuple[bytes, dict[str, int]]:
-    """The shard file's bytes, and how many of them each part takes (`PARTS`).
+    """The shard file's bytes, the same for any number of threads, and how many of them each part takes (`PARTS`).
 
     tables: the bytes of the cache's code tables, for a codec that has some; the shard names their digest.
     """
     sequences = [row.sequence for row in rows]
-    lengths, tokens = _scored(sequences)
-    targets = SoftTargets.concatenate([row.targets for row in rows])
     try:
-        encoded = codecs.find(codec_name).encode(targets, lengths, tokens, tables)
+        encoded = _encode(rows, codec_name, tables, threads)
     except ValueError as error:
         raise RequestError(f"shard {shard} cannot be encoded with {codec_name}: {error}") from error
     columns = sequences_to_columns(sequences) | encoded.columns
@@ -56,6 +56,24 @@ def encode(
         parts[part] += _compressed_bytes(columns[name])
     parts["container"] += len(data) - sum(parts.values())
     return data, parts
+
+
+def _encode(rows: list[Row], codec_name: str, tables: bytes | None, threads: int) -> Encoded:
+    """A codec encodes each sequence by itself, and without Python's lock mostly: so parts of a shard at once."""
+
+    def part(own: list[Row]) -> Encoded:
+        lengths, tokens = _scored([row.sequence for row in own])
+        targets = SoftTargets.concatenate([row.targets for row in own])
+        return codecs.find(codec_name).encode(targets, lengths, tokens, tables)
+
+    size = max(1, -(-len(rows) // threads))
+    parts = [rows[begin : begin + size] for begin in range(0, len(rows), size)]
+    if len(parts) < 2:
+        return part(rows)
+    with ThreadPoolExecutor(len(parts)) as pool:
+        done = list(pool.map(part, parts))
+    columns = {name: pa.concat_arrays([one.columns[name] for one in done]) for name in done[0].columns}
+    return Encoded(columns, done[0].parts)
 
 
 def build_tables(rows: list[Row], codec_name: str, vocabulary: int, draws: int) -> bytes:

@@ -20,12 +20,13 @@ def put_rows(
     rows: list[Row],
     tables: bytes | None = None,
     error_bound: ErrorBound | None = None,
+    threads: int = 1,
 ) -> Receipt:
     """Encodes and writes one shard, then its receipt. tables: the bytes of the cache's code tables, where it has some.
 
-    error_bound: of a merge, see `Receipt`.
+    error_bound: of a merge, see `Receipt`. threads: that encode.
     """
-    data, parts = shards.encode(rows, manifest.codec, manifest.fingerprint, shard, tables)
+    data, parts = shards.encode(rows, manifest.codec, manifest.fingerprint, shard, tables, threads)
     store.put(shard_name(shard), data)
     positions = sum(len(row.targets) for row in rows)
     entry = ShardEntry(shard, len(rows), positions, len(data), sha256(data))

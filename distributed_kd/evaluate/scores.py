@@ -89,7 +89,7 @@ def _hidden(tally: _Tally, batch: Any, scored: Tensor) -> Tensor:
 
 
 def _logits(head: parts.Head, hidden: Tensor) -> Tensor:
-    return head.logits(hidden).float()
+    return head.logits(hidden)
 
 
 def _rows(logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:

@@ -37,16 +37,25 @@ class Head:
         return int(self.weight.shape[0] if self.linear is None else self.linear.out_features)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[N, D] -> [N, V], in the dtype of `hidden`."""
-        if self.linear is None:
-            logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
-        else:
-            logits = self.linear(hidden)
+        """[N, D] -> [N, V] float32, or float64 of such hidden states."""
+        logits = self.product(hidden)
         if self.scale != 1.0:
-            logits = logits * self.scale
+            logits *= self.scale
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return logits
+
+    def product(self, hidden: Tensor) -> Tensor:
+        """h W^T + bias, in the dtypes of `logits`: of half precision on a GPU the sums as they were made, not rounded.
+
+        There it has no gradient of its own: the loss forms that itself.
+        """
+        if self.linear is None and hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16):
+            logits = torch.mm(hidden, self.weight.T, out_dtype=torch.float32)
+            return logits if self.bias is None else logits.add_(self.bias)
+        layer = self.linear or (lambda hidden: torch.nn.functional.linear(hidden, self.weight, self.bias))
+        logits = layer(hidden)
+        return logits if logits.dtype == torch.float64 else logits.float()
 
 
 class Body(Protocol):
@@ -116,7 +125,7 @@ def check(model: Any, tolerance: float | None = None) -> None:
     position_ids = torch.arange(16, device=device).unsqueeze(0)
     more = {} if is_masked_lm(type(model).__name__) else {"position_ids": position_ids, "use_cache": False}
     own = model(input_ids=input_ids, **more).logits.float()
-    ours = head_of(model).logits(body_of(model)(input_ids, position_ids)).float()
+    ours = head_of(model).logits(body_of(model)(input_ids, position_ids))
     if own.shape != ours.shape:
         raise RequestError(
             f"{type(model).__name__}: head of {ours.shape[-1]} rows, its own forward has {own.shape[-1]}"

@@ -59,7 +59,7 @@ ChunkGradient = Callable[[Tensor, Head, PositionTargets, Form], Chunk]
 
 
 def chunk_gradient(hidden: Tensor, head: Head, targets: PositionTargets, form: Form) -> Chunk:
-    logits = head.logits(hidden).float()
+    logits = head.logits(hidden)
     slope = None if head.softcap is None else 1.0 - (logits / head.softcap) ** 2
     of_logits = _by_rows if form.soft and not form.one_softmax else logit_gradient
     chunk = of_logits(logits, targets, form)

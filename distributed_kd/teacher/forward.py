@@ -34,6 +34,10 @@ class TeacherForward:
         if targets.keeps(self.vocabulary_size) > self.vocabulary_size:
             raise RequestError(f"targets.k {targets.k} is more than the teacher's {self.vocabulary_size} ids")
 
+    @property
+    def is_on_gpu(self) -> bool:
+        return self._network.device.type == "cuda"
+
     @torch.inference_mode()
     def __call__(self, sequences: list[Sequence]) -> list[SoftTargets]:
         """The targets of each sequence's scored positions, [positions, K] each.

@@ -47,7 +47,7 @@ class Network:
         # By number and not by mask: the host would wait for the device to count what a mask selects.
         scored = hidden.flatten(0, 1).index_select(0, self._moved(np.flatnonzero(batch.loss_mask)))  # [positions, D]
         for chunk in scored.split(self._chunk):
-            yield self._head.logits(chunk).float()
+            yield self._head.logits(chunk)
 
     def _moved(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)

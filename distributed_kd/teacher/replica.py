@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 SHARDS = 2  # in a replica at a time: one in the teacher, one being encoded and written
 
+_ENCODERS_OF_A_GPU = 4  # threads
+
 # Code tables are made from at least so many shards, where there are as many, so that the sample is no one corner.
 _TABLE_SHARDS = 16
 
@@ -106,7 +108,13 @@ class Replica:
         """One shard: read, run, encode, write, then the receipt."""
         if self.tables is None:
             self.tables = read_tables(self.store, manifest.tables)
-        return put_rows(self.store, manifest, shard, self._rows(self.sequences.read(shard)), self.tables)
+        rows = self._rows(self.sequences.read(shard))
+        return put_rows(self.store, manifest, shard, rows, self.tables, threads=self._encoders)
+
+    @property
+    def _encoders(self) -> int:
+        """A GPU is faster than one core encodes, and leaves its host's others idle."""
+        return max(self.recipe.capture.threads, _ENCODERS_OF_A_GPU if self.teacher.is_on_gpu else 1)
 
     def _rows(self, sequences: list[Sequence]) -> list[Row]:
         """With the targets that the teacher gives them, when the accelerator has time for it."""

@@ -60,6 +60,8 @@ def top_k(logits: Tensor, k: int, temperatures: tuple[float, ...], p: float = 1.
 
     `logits` [n, V] is overwritten. The tail is a logsumexp over the ids that are not kept; 1 - mass would cancel.
     """
+    if logits.is_cuda:
+        return top_k_on_device(logits, k, temperatures, p)
     values, ids = torch.topk(logits, k, dim=1)
     relative = values - values[:, :1]
     logits.sub_(values[:, :1])
@@ -74,6 +76,26 @@ def top_k(logits: Tensor, k: int, temperatures: tuple[float, ...], p: float = 1.
         own = rest if place == len(temperatures) else rest.clone()
         odds.append(_logsumexp_(own.div_(temperature)) - torch.logsumexp(relative / temperature, dim=1))
     return DeviceTargets(ids.to(torch.int32), relative, torch.stack(odds, dim=1), temperatures)
+
+
+def top_k_on_device(logits: Tensor, k: int, temperatures: tuple[float, ...], p: float = 1.0) -> DeviceTargets:
+    """`top_k` by kernels for GPUs: the same targets but for rounding and the order of equal logits."""
+    from distributed_kd.teacher.device_top_k import largest, log_rests
+
+    values, ids = largest(logits, k)
+    relative = values - values[:, :1]
+    at_one, rests = log_rests(logits, ids, values[:, 0], temperatures)
+    dropped = torch.zeros_like(ids, dtype=torch.bool)
+    if p < 1.0:
+        mass = (relative - torch.logaddexp(at_one, relative.logsumexp(dim=1))[:, None]).exp()
+        dropped = mass.cumsum(dim=1) - mass >= p
+    ids, kept = ids.masked_fill(dropped, NO_ID), relative.masked_fill(dropped, -torch.inf)
+    odds = []
+    for temperature, rest in zip(temperatures, rests, strict=True):
+        if p < 1.0:
+            rest = torch.logaddexp(rest, (relative.masked_fill(~dropped, -torch.inf) / temperature).logsumexp(dim=1))
+        odds.append(rest - torch.logsumexp(kept / temperature, dim=1))
+    return DeviceTargets(ids.to(torch.int32), kept, torch.stack(odds, dim=1), temperatures)
 
 
 def full(logits: Tensor, temperatures: tuple[float, ...]) -> DeviceTargets:

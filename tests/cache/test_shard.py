@@ -13,7 +13,7 @@ from distributed_kd import cache
 from distributed_kd.cache import codecs, shard
 from distributed_kd.cache.inspect import inspect
 from distributed_kd.cache.manifest import FOLDER, PARTS, CacheManifest, Receipt
-from distributed_kd.cache.shard import Row
+from distributed_kd.cache.shard import Row, build_tables, encode
 from distributed_kd.cache.soft_targets import NO_ID, SoftTargets
 from distributed_kd.corpus.packing import Part, pack
 from distributed_kd.errors import RequestError
@@ -76,6 +76,14 @@ def test_rows_come_back() -> None:
 
 def test_the_same_rows_give_the_same_bytes() -> None:
     assert shard.encode(rows(), "plain-1", "abc", 7) == shard.encode(rows(), "plain-1", "abc", 7)
+
+
+@pytest.mark.parametrize("codec", ["plain-1", "compact-1"])
+def test_threads_do_not_change_the_bytes(codec: str) -> None:
+    made = rows(7)
+    tables = build_tables(made, codec, 64, 0) if codec == "compact-1" else None
+    one, parts = encode(made, codec, "abc", 7, tables)
+    assert all(encode(made, codec, "abc", 7, tables, threads) == (one, parts) for threads in (2, 3, 7, 20))
 
 
 @pytest.mark.parametrize(("number", "key"), [(8, "abc"), (7, "abd")])
