@@ -37,7 +37,7 @@ class Head:
         return int(self.weight.shape[0] if self.linear is None else self.linear.out_features)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[N, D] -> [N, V] float32, or float64 of such hidden states."""
+        """[..., D] -> [..., V] float32, or float64 of such hidden states."""
         logits = self.product(hidden)
         if self.scale != 1.0:
             logits *= self.scale
@@ -51,7 +51,8 @@ class Head:
         There it has no gradient of its own: the loss forms that itself.
         """
         if self.linear is None and hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16):
-            logits = torch.mm(hidden, self.weight.T, out_dtype=torch.float32)
+            logits = torch.mm(hidden.flatten(0, -2), self.weight.T, out_dtype=torch.float32)
+            logits = logits.unflatten(0, hidden.shape[:-1])
             return logits if self.bias is None else logits.add_(self.bias)
         layer = self.linear or (lambda hidden: torch.nn.functional.linear(hidden, self.weight, self.bias))
         logits = layer(hidden)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distributed_kd.kernels.kept_and_rest import kept_and_rest
 
-_BLOCK = 32  # about the root of V / K, which makes both steps alike
+_BLOCK = 128  # ids whose largest is found first; of 16, 32, 64 and 128 the fastest on an H200 at V = 49,152, K = 64
 
 
 def largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ def logits(n: int, vocabulary: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, vocabulary, generator=torch.Generator().manual_seed(seed)) * 4.0
 
 
-@pytest.mark.parametrize("vocabulary", [40, 64, 511, 512, 5_003, 9_216])
+@pytest.mark.parametrize("vocabulary", [40, 64, 511, 512, 9_003, 9_216])
 @pytest.mark.parametrize("k", [1, 7, 33])
 def test_the_largest_are_the_largest(vocabulary: int, k: int) -> None:
     made = logits(5, vocabulary).to(DEVICE)
@@ -31,7 +31,7 @@ def test_the_largest_are_the_largest(vocabulary: int, k: int) -> None:
 @pytest.mark.parametrize("temperatures", [(1.0,), (2.0,), (1.0, 2.0, 5.0)])
 @pytest.mark.parametrize("p", [1.0, 0.9, 0.3])
 def test_the_targets_are_the_same(temperatures: tuple[float, ...], p: float) -> None:
-    made = logits(9, 5_003, seed=3)
+    made = logits(9, 9_003, seed=3)
     expected = top_k(made.clone(), 20, temperatures, p).to_host()
     found = top_k_on_device(made.clone().to(DEVICE), 20, temperatures, p).to_host()
     assert found.ids.tolist() == expected.ids.tolist()
@@ -49,7 +49,7 @@ def test_every_id_kept_leaves_no_tail() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_number_that_is_not_finite_is_seen(bad: float) -> None:
-    made = logits(2, 5_003)
+    made = logits(2, 9_003)
     made[1, 4_321] = bad
     found = top_k_on_device(made.to(DEVICE), 8, (1.0,)).to_host()
     assert torch.isfinite(torch.from_numpy(found.logits[0])).all()
