@@ -1,6 +1,7 @@
 """The student artifact: `WORKDIR/student` or `WORKDIR/baseline`.
 
-`export/` opens with `AutoModelForCausalLM.from_pretrained`, `metrics.jsonl` has one line a step, `tensorboard/` the
+`export/` opens with `AutoModelForCausalLM.from_pretrained` (of a LoRA student it is the adapter, which names its base,
+unless the recipe merges it), `metrics.jsonl` has one line a step, `tensorboard/` the
 same as curves while it is made, `checkpoints/` what a resumed run goes on from, and the manifest, written last, what it
 was made from.
 """
@@ -65,9 +66,10 @@ def made_from_of(recipe: Recipe, cache_fingerprint: str) -> dict[str, Any]:
     """What a student of this (arm's) recipe is made from."""
     not_read = set() if recipe.trainer.schedule == "wsd" else {"decay_fraction"}
     alike = {"confidence_exponent", "entropy_share"} if PositionWeights.of(recipe.objective) is None else set()
+    no_lora = {"lora"} if recipe.student.lora is None else set()  # the key is younger than students without it
     return {
         "cache": cache_fingerprint,
-        "student": recipe.student.model_dump(mode="json"),
+        "student": recipe.student.model_dump(mode="json", exclude=no_lora),
         "objective": recipe.objective.model_dump(mode="json", exclude={"chunk"} | alike),
         "trainer": recipe.trainer.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT | not_read),
     }

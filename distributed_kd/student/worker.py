@@ -27,7 +27,6 @@ from distributed_kd.launch.group import joined_ranks, print_line
 from distributed_kd.launch.ranks import Notes, carried
 from distributed_kd.launch.stop import stop_asked
 from distributed_kd.launch.watch import Verdict
-from distributed_kd.models import parts
 from distributed_kd.models.locate import cache_folder
 from distributed_kd.recipe import Recipe, dump, parse
 from distributed_kd.store.digest import fingerprint
@@ -38,7 +37,7 @@ from distributed_kd.store.manifest import Run, peak_memory_bytes
 from distributed_kd.student import artifact, checkpoint, loop
 from distributed_kd.student.build import load_student, student_folder
 from distributed_kd.student.engine import deepspeed_config, start_engine, zero_stage
-from distributed_kd.student.export import gather_weights, write_export
+from distributed_kd.student.export import gather_weights, write_adapters, write_export
 from distributed_kd.student.held_out import held_out_sequences
 from distributed_kd.student.identity import SequenceDigests
 from distributed_kd.student.model import DistillationModel
@@ -62,7 +61,6 @@ def run(recipe: Recipe, arm: str, notes: Path, begun: float) -> None:
     folder = student_folder(recipe)
 
     model = load_student(recipe, folder)
-    parts.check(model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     config = deepspeed_config(recipe.trainer, world)
@@ -91,10 +89,13 @@ def run(recipe: Recipe, arm: str, notes: Path, begun: float) -> None:
         todo = range(resumed, steps)
         loop.train(engine, stream, recipe.trainer, todo, metrics, checkpoints, report, asked, held_out)
 
-    weights = gather_weights(model)
+    weights = gather_weights(model, trained_alone=recipe.student.lora is not None)
     if rank == 0:
         with tempfile.TemporaryDirectory() as temporary:
-            write_export(model, weights, folder, Path(temporary))
+            if recipe.student.lora is None:
+                write_export(model, weights, folder, Path(temporary))
+            else:
+                write_adapters(recipe, model, weights, folder, Path(temporary))
             put_folder(Path(temporary), store, artifact.EXPORT)
         store.remove_leftovers("")
         artifact.put_metrics(store, metrics)
