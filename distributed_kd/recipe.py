@@ -295,6 +295,10 @@ class Trainer(Section):
         0, ge=0, description="steps between looks at the loss on development documents; 0: none"
     )
     evaluate_sequences: Positive = Field(64, description="development sequences that are looked at")
+    track: list[Literal["wandb", "mlflow"]] = Field(
+        default_factory=list,
+        description="who is told each step's metrics beside TensorBoard; where and as whom says their environment",
+    )
     spike_factor: float | None = Field(
         None, gt=1.0, description="stop where the loss is above so many times the median of the last 50 steps"
     )

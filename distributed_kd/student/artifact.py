@@ -1,9 +1,9 @@
 """The student artifact: `WORKDIR/student` or `WORKDIR/baseline`.
 
 `export/` opens with `AutoModelForCausalLM.from_pretrained` (of a LoRA student it is the adapter, which names its base,
-unless the recipe merges it), `metrics.jsonl` has one line a step, `tensorboard/` the
-same as curves while it is made, `checkpoints/` what a resumed run goes on from, and the manifest, written last, what it
-was made from.
+unless the recipe merges it), `metrics.jsonl` has one line a step, `tensorboard/` the same as curves while it is made,
+`trackers.json` which runs of other trackers have them, `checkpoints/` what a resumed run goes on from, and the
+manifest, written last, what it was made from.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ METRICS = "metrics.jsonl"
 _NOT_IN_FINGERPRINT = {
     "launcher", "processes", "hostfile", "workers", "max_failures", "timeout_minutes",
     "micro_batch", "checkpoint_every", "keep_checkpoints", "follow", "disk_cache_gib", "spike_factor", "evaluate_every",
-    "evaluate_sequences", "activation_checkpointing",
+    "evaluate_sequences", "activation_checkpointing", "track",
 }  # fmt: skip
 
 

@@ -34,6 +34,7 @@ from distributed_kd.student import artifact, worker
 from distributed_kd.student.build import empty_student, mark_trained, student_folder
 from distributed_kd.student.engine import deepspeed_config
 from distributed_kd.student.held_out import held_out_sequences
+from distributed_kd.student.trackers import refuse_missing
 from distributed_kd.student.worker import number_of_steps, open_cache
 
 _NOTES = "launch"  # beside the artifact, while ranks run on other hosts
@@ -167,6 +168,7 @@ def _refuse_what_does_not_fit(recipe: Recipe, logits: LogitCache, ranks: int) ->
             f"in {trainer.epochs} epochs; lower it"
         )
     deepspeed_config(trainer, ranks)
+    refuse_missing(trainer.track)
     if trainer.evaluate_every:
         held_out_sequences(Sequences.of(recipe), 1)
     folder = student_folder(recipe)

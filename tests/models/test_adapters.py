@@ -78,7 +78,7 @@ def test_adapters_are_where_they_were_asked_for_and_alone_are_trained(
         (["nope"], r"target_modules \['nope'\]: Target modules .* not found in the base model"),
         (["q_proj", "nope"], "the student has no layer 'nope'"),
         (["mlp"], "name layers of it, or all-linear"),
-        (["q_proj", "lm_head"], "its head has an adapter, .*; leave it out of lora.target_modules"),
+        (["q_proj", "lm_head"], "LlamaForCausalLM: its head has an adapter, .*; leave it out of lora.target_modules"),
         (["embed_tokens"], "embeddings would get an adapter"),
     ],
 )
