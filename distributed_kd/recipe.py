@@ -177,6 +177,18 @@ class Capture(Section):
     address: str | None = Field(None, description="Ray cluster address; a local Ray when not given")
 
 
+class Lora(Section):
+    rank: Positive = Field(description="columns of a layer's two adapter matrices")
+    alpha: float = Field(gt=0.0, description="a layer's adapter is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="of what an adapter is given, in training")
+    target_modules: Annotated[list[str], Field(min_length=1)] | Literal["all-linear"] | None = Field(
+        None,
+        description="ends of the names of the layers that get an adapter, or all-linear: every linear one but the "
+        "head; what peft has for the architecture when not given",
+    )
+    merge: bool = Field(False, description="export a plain model with the adapters added to its weights")
+
+
 class Student(Section):
     model: str | None = Field(None, description="path or hub id whose weights (or configuration) to start from")
     init: Literal["weights", "teacher_layers", "random"] = Field(
@@ -190,6 +202,7 @@ class Student(Section):
     freeze: list[str] = Field(
         default_factory=list, description="embeddings, layers.I, layers.I-J, or the beginning of a parameter's name"
     )
+    lora: Lora | None = Field(None, description="train low-rank adapters, through peft, and nothing else")
 
     @model_validator(mode="after")
     def _start_is_given(self) -> Student:
@@ -202,6 +215,17 @@ class Student(Section):
             raise ValueError(f"init: {self.init} needs `model`: a path or hub id")
         elif self.layers is not None:
             raise ValueError("`layers` goes with init: teacher_layers")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_have_a_base(self) -> Student:
+        if self.lora is not None and self.freeze:
+            raise ValueError(
+                "`freeze` does not go with `lora`, which trains its adapters alone; choose where they are with "
+                "lora.target_modules"
+            )
+        if self.lora is not None and self.init == "random" and not self.lora.merge:
+            raise ValueError("init: random leaves no folder for adapters to be opened on; set lora.merge")
         return self
 
 
@@ -272,6 +296,10 @@ class Trainer(Section):
         0, ge=0, description="steps between looks at the loss on development documents; 0: none"
     )
     evaluate_sequences: Positive = Field(64, description="development sequences that are looked at")
+    track: list[Literal["wandb", "mlflow"]] = Field(
+        default_factory=list,
+        description="who is told each step's metrics beside TensorBoard; where and as whom says their environment",
+    )
     spike_factor: float | None = Field(
         None, gt=1.0, description="stop where the loss is above so many times the median of the last 50 steps"
     )
@@ -469,7 +497,7 @@ def _one_line(error: ValidationError) -> str:
     location = [str(part) for part in first["loc"] if "[" not in str(part) and str(part) not in ("str", "int", "float")]
     key = ".".join(location) or "recipe"
     if first["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
+        known = _known_keys([name for name in location[:-1] if not name.isdigit()])
         nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.0)
         message = f"unknown key {key}; the nearest known one is {'.'.join([*location[:-1], *nearest])}"
     elif first["type"] == "missing":
@@ -484,7 +512,6 @@ def _one_line(error: ValidationError) -> str:
 def _known_keys(location: list[str]) -> list[str]:
     sections: dict[str, type[Section]] = {
         "corpus": Corpus, "teachers": Teacher, "targets": Targets, "capture": Capture, "student": Student,
-        "objective": Objective, "trainer": Trainer, "baseline": Baseline, "evaluate": Evaluate,
+        "student.lora": Lora, "objective": Objective, "trainer": Trainer, "baseline": Baseline, "evaluate": Evaluate,
     }  # fmt: skip
-    section = sections.get(location[0], Recipe) if location else Recipe
-    return list(section.model_fields)
+    return list(sections.get(".".join(location), Recipe).model_fields)

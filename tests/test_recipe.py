@@ -21,6 +21,7 @@ MINIMAL: dict[str, Any] = {
     "student": {"model": "student"},
     "trainer": {"epochs": 1},
 }
+LORA = {"rank": 8, "alpha": 16}
 
 
 @pytest.fixture
@@ -67,6 +68,15 @@ def changed(key: str, value: Any) -> dict[str, Any]:
         ("objective.divergence", "hinge", "objective.divergence: input should be 'forward_kl', 'reverse_kl', 'jsd'"),
         ("objective.beta", 1, "objective.beta: input should be less than 1 (given: 1)"),
         ("student.init", "teacher_layers", "student: init: teacher_layers needs `layers`"),
+        ("student.lora", {"rank": 8}, "student.lora.alpha is missing"),
+        ("student.lora", LORA | {"rnk": 8}, "unknown key student.lora.rnk; the nearest known one is student.lora.rank"),
+        (
+            "student.lora",
+            LORA | {"target_modules": []},
+            "student.lora.target_modules: list should have at least 1",
+        ),
+        ("student", {"model": "m", "freeze": ["embeddings"], "lora": LORA}, "`freeze` does not go with `lora`"),
+        ("student", {"model": "m", "init": "random", "lora": LORA}, "init: random leaves no folder for adapters"),
     ],
 )
 def test_what_is_wrong_is_one_line(key: str, value: Any, said: str) -> None:

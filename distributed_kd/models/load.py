@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from distributed_kd.errors import RequestError
+from distributed_kd.models import adapters
 from distributed_kd.models.config import architecture_of, is_masked_lm, load_config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -28,7 +29,8 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def load_model(folder: Path, dtype: torch.dtype, device: torch.device, devices: int = 1) -> Any:
-    """The model in eval mode, with remote code off; a quantised one as its own configuration says.
+    """The model in eval mode, with remote code off; a quantised one as its own configuration says, an adapter merged
+    into its base.
 
     devices: divide it over so many, by transformers' own plan for its architecture; every one of the process group's
     `devices` ranks makes this call. Raises `RequestError` for a model that cannot be loaded, or has no such plan.
@@ -37,6 +39,9 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device, devices: 
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    if adapters.is_adapter(folder):
+        base = load_model(adapters.base_of(folder), dtype, device, devices)
+        return adapters.open_merged(base, folder).eval()
     heads = getattr(load_config(folder).get_text_config(), "num_key_value_heads", None)
     if devices > 1 and heads is not None and heads % devices:
         raise RequestError(

@@ -67,11 +67,17 @@ class Body(Protocol):
         """
 
 
+def within(model: Any) -> Any:
+    """transformers' own model, adapters in its layers, where peft has wrapped it; any other as it is."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def body_of(model: Any) -> Body:
     """Of a causal model its decoder, to which padding is the future, and position ids that restart isolate documents.
 
     A masked language model is its own forward without the last layer, so that whatever it does before is in the body.
     """
+    model = within(model)
     if is_masked_lm(type(model).__name__):
         last = model.get_output_embeddings()
 
@@ -99,9 +105,16 @@ def _passed_over(layer: Any) -> Iterator[None]:
 
 
 def head_of(model: Any) -> Head:
+    """Raises `RequestError` for a model that has none, or has an adapter on it."""
+    model = within(model)
     linear = model.get_output_embeddings()
     if linear is None:
         raise RequestError(f"{type(model).__name__} has no output embeddings, so its head cannot be taken apart")
+    if hasattr(linear, "base_layer"):
+        raise RequestError(
+            f"{type(model).__name__}: its head has an adapter, which the loss, working on the head's own weight, would "
+            "pass over; leave it out of lora.target_modules"
+        )
     config = model.config.get_text_config()
     scale = 1.0
     if getattr(config, "logits_scaling", None):  # Granite divides
@@ -120,6 +133,7 @@ def check(model: Any, tolerance: float | None = None) -> None:
 
     Numbers that are not finite must be so in both; a model that gives no others is refused.
     """
+    model = within(model)
     device = next(model.parameters()).device
     vocabulary = model.get_input_embeddings().num_embeddings
     input_ids = (torch.arange(16, device=device) * 7919 % vocabulary).unsqueeze(0)

@@ -1,8 +1,9 @@
 """The student artifact: `WORKDIR/student` or `WORKDIR/baseline`.
 
-`export/` opens with `AutoModelForCausalLM.from_pretrained`, `metrics.jsonl` has one line a step, `tensorboard/` the
-same as curves while it is made, `checkpoints/` what a resumed run goes on from, and the manifest, written last, what it
-was made from.
+`export/` opens with `AutoModelForCausalLM.from_pretrained` (of a LoRA student it is the adapter, which names its base,
+unless the recipe merges it), `metrics.jsonl` has one line a step, `tensorboard/` the same as curves while it is made,
+`trackers.json` which runs of other trackers have them, `checkpoints/` what a resumed run goes on from, and the
+manifest, written last, what it was made from.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ METRICS = "metrics.jsonl"
 _NOT_IN_FINGERPRINT = {
     "launcher", "processes", "hostfile", "workers", "max_failures", "timeout_minutes",
     "micro_batch", "checkpoint_every", "keep_checkpoints", "follow", "disk_cache_gib", "spike_factor", "evaluate_every",
-    "evaluate_sequences", "activation_checkpointing",
+    "evaluate_sequences", "activation_checkpointing", "track",
 }  # fmt: skip
 
 
@@ -65,9 +66,10 @@ def made_from_of(recipe: Recipe, cache_fingerprint: str) -> dict[str, Any]:
     """What a student of this (arm's) recipe is made from."""
     not_read = set() if recipe.trainer.schedule == "wsd" else {"decay_fraction"}
     alike = {"confidence_exponent", "entropy_share"} if PositionWeights.of(recipe.objective) is None else set()
+    no_lora = {"lora"} if recipe.student.lora is None else set()  # the key is younger than students without it
     return {
         "cache": cache_fingerprint,
-        "student": recipe.student.model_dump(mode="json"),
+        "student": recipe.student.model_dump(mode="json", exclude=no_lora),
         "objective": recipe.objective.model_dump(mode="json", exclude={"chunk"} | alike),
         "trainer": recipe.trainer.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT | not_read),
     }

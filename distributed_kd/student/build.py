@@ -16,9 +16,11 @@ import numpy as np
 import torch
 
 from distributed_kd.errors import RequestError
+from distributed_kd.models import parts
+from distributed_kd.models.adapters import add_adapters
 from distributed_kd.models.config import load_config
 from distributed_kd.models.load import auto_class, load_model
-from distributed_kd.models.locate import identity, locate
+from distributed_kd.models.locate import identity, locate, resolve_package
 from distributed_kd.models.tokenizer import load_tokenizer
 from distributed_kd.recipe import Recipe, Student
 from distributed_kd.store.digest import canonical_json
@@ -65,24 +67,54 @@ def student_folder(recipe: Recipe) -> Path:
 
 
 def load_student(recipe: Recipe, folder: Path) -> Any:
-    """The student on the CPU in float32, trainable parameters marked. The same seed gives the same fresh weights."""
+    """The student on the CPU in float32, in training mode, body and head checked and trainable parameters marked.
+
+    The same seed gives the same fresh weights.
+    """
     if recipe.student.init == "random":
         torch.manual_seed(recipe.trainer.seed)
         model = auto_class(folder).from_config(load_config(folder)).float()
     else:
         model = load_model(folder, torch.float32, torch.device("cpu"))
-    freeze(model, recipe.student)
+    model = mark_trained(model, recipe)
     if recipe.trainer.activation_checkpointing:
         with warnings.catch_warnings():  # its name from v6 on is not there in all of v5
             warnings.simplefilter("ignore", FutureWarning)
             model.gradient_checkpointing_enable({"use_reentrant": False})  # which needs no gradient of a layer's input
-    return model
+    parts.check(model.eval())
+    return model.train()
 
 
 def empty_student(folder: Path) -> Any:
     """The student's modules and parameter names without memory for them."""
     with torch.device("meta"):
         return auto_class(folder).from_config(load_config(folder))
+
+
+def mark_trained(model: Any, recipe: Recipe) -> Any:
+    """The model with what `student.freeze` says, or in peft's wrapper with the adapters of `student.lora`.
+
+    Raises `RequestError` where either does not fit the model. The same seed gives the same adapters.
+    """
+    if recipe.student.lora is None:
+        freeze(model, recipe.student)
+        return model
+    model = add_adapters(model, recipe.student.lora, recipe.trainer.seed)
+    parts.head_of(model)  # which refuses one with an adapter, here before any weights are read
+    return model
+
+
+def base_name(recipe: Recipe, folder: Path) -> str:
+    """What an adapter's configuration calls the model below it: a hub id as it is, else a folder's absolute path.
+
+    Of a student of teacher layers in a bucket it is a URL, which this package alone opens.
+    """
+    if recipe.student.init == "teacher_layers":
+        workdir = Store(recipe.workdir)
+        return str(folder.resolve()) if workdir.is_local else f"{workdir.uri}/{INITIAL}"
+    assert recipe.student.model is not None  # the recipe's own rule
+    is_local = resolve_package(recipe.student.model).exists()
+    return str(folder.resolve()) if is_local else recipe.student.model
 
 
 def freeze(model: Any, student: Student) -> None:

@@ -11,6 +11,7 @@ seen it: then no checkpoint is written after it. float16's loss scaling skips su
 
 from __future__ import annotations
 
+import hashlib
 import math
 import statistics
 import time
@@ -26,6 +27,7 @@ from distributed_kd.errors import Stopped, WorkError
 from distributed_kd.recipe import Objective, Trainer
 from distributed_kd.store.manifest import peak_memory_bytes
 from distributed_kd.student import checkpoint
+from distributed_kd.student.flops import Work
 from distributed_kd.student.held_out import held_out_loss
 from distributed_kd.student.stream import MicroBatch, Stream
 
@@ -44,15 +46,17 @@ def train(
     report: Callable[[list[dict[str, Any]]], None],
     is_asked_to_stop: Callable[[], bool] = lambda: False,
     held_out: list[Sequence] | None = None,
+    work: Work | None = None,
 ) -> None:
     """Takes the optimizer steps of `steps`, adding one mapping to `metrics` for each.
 
     `data_wait` is the share of a step's time in which this rank waited for the cache. Raises `Stopped` on all ranks,
     with a checkpoint, after the step in which any of them was asked to stop. held_out: what `trainer.evaluate_every`
-    looks at, None where it looks at nothing.
+    looks at, None where it looks at nothing. work: what `flop_utilisation` counts with; without it a line has none.
     """
     with closing(stream.steps(steps.start, steps.stop)) as batches:
         for step in steps:
+            _seed(trainer.seed, step)
             begun = time.monotonic()
             micro_batches = next(batches)
             waited = time.monotonic() - begun
@@ -60,7 +64,11 @@ def train(
             if not math.isfinite(line["gradient_norm"]) and trainer.precision != "float16":
                 _refuse(step, f"the gradient's norm is {line['gradient_norm']}", micro_batches, "took it")
             done = step + 1
-            metrics.append({"step": step, **line, "data_wait": waited / (waited + line["seconds"])})
+            whole = waited + line["seconds"]
+            metrics.append({"step": step, **line, "data_wait": waited / whole})
+            if work is not None:
+                own = line["tokens"] / torch.distributed.get_world_size()
+                metrics[-1]["flop_utilisation"] = work.utilisation(own, whole)
             if held_out and done % trainer.evaluate_every == 0:
                 metrics[-1]["held_out_loss"] = held_out_loss(engine, held_out)
             report(metrics)
@@ -71,6 +79,12 @@ def train(
                 checkpoint.save(engine, checkpoints, done, metrics, trainer.keep_checkpoints)
             if is_last:
                 raise Stopped(f"stopped after step {step}, which is saved; the same command goes on from there")
+
+
+def _seed(seed: int, step: int) -> None:
+    """Dropout then draws what it would have drawn in a training that was never stopped, on each rank something else."""
+    key = f"{seed} {step} {torch.distributed.get_rank()}".encode()
+    torch.manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:8], "little"))
 
 
 def _ceiling(trainer: Trainer, metrics: list[dict[str, Any]]) -> float:
@@ -87,8 +101,8 @@ def take_step(engine: Any, micro_batches: list[MicroBatch], ceiling: float = mat
     Raises `WorkError` on all ranks, before the optimizer, where the loss is not finite or above the ceiling.
     """
     begun = time.monotonic()
-    own = [(float(len(batch.targets)), batch.targets.total_weight) for batch in micro_batches]
-    positions, weight = _sum_over_ranks([sum(values) for values in zip(*own, strict=True)], engine.device)
+    own = [(float(len(one.targets)), one.targets.total_weight, float(one.present.sum())) for one in micro_batches]
+    positions, weight, tokens = _sum_over_ranks([sum(values) for values in zip(*own, strict=True)], engine.device)
     weight = weight or 1.0  # nothing to learn from: the loss is zero
     learning_rate = engine.get_lr()[0]
     scale = torch.distributed.get_world_size() * len(micro_batches) / weight
@@ -115,6 +129,7 @@ def take_step(engine: Any, micro_batches: list[MicroBatch], ceiling: float = mat
         "loss": loss_value,
         **{name: value for name, value in parts.items() if _is_read(engine.module.objective, name)},
         "positions": positions,
+        "tokens": tokens,
         "learning_rate": learning_rate,
         "gradient_norm": float(engine.get_global_grad_norm() or 0.0),
         "memory_peak_bytes": _memory_peak(engine.device),

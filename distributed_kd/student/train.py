@@ -31,9 +31,10 @@ from distributed_kd.store.digest import differences
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.manifest import refuse_other
 from distributed_kd.student import artifact, worker
-from distributed_kd.student.build import empty_student, freeze, student_folder
+from distributed_kd.student.build import empty_student, mark_trained, student_folder
 from distributed_kd.student.engine import deepspeed_config
 from distributed_kd.student.held_out import held_out_sequences
+from distributed_kd.student.trackers import refuse_missing
 from distributed_kd.student.worker import number_of_steps, open_cache
 
 _NOTES = "launch"  # beside the artifact, while ranks run on other hosts
@@ -167,10 +168,11 @@ def _refuse_what_does_not_fit(recipe: Recipe, logits: LogitCache, ranks: int) ->
             f"in {trainer.epochs} epochs; lower it"
         )
     deepspeed_config(trainer, ranks)
+    refuse_missing(trainer.track)
     if trainer.evaluate_every:
         held_out_sequences(Sequences.of(recipe), 1)
     folder = student_folder(recipe)
-    freeze(empty_student(folder), recipe.student)
+    mark_trained(empty_student(folder), recipe)
     config = load_config(folder)
     refuse_other_task(config, str(folder), recipe.corpus.task)
     bound = longest_sequence(config)

@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 import time
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,8 @@ from distributed_kd.launch.group import joined_ranks, print_line
 from distributed_kd.launch.ranks import Notes, carried
 from distributed_kd.launch.stop import stop_asked
 from distributed_kd.launch.watch import Verdict
-from distributed_kd.models import parts
 from distributed_kd.models.locate import cache_folder
-from distributed_kd.recipe import Recipe, dump, parse
+from distributed_kd.recipe import Recipe, parse
 from distributed_kd.store.digest import fingerprint
 from distributed_kd.store.disk_cache import DiskCache
 from distributed_kd.store.filesystem import Store
@@ -38,14 +37,15 @@ from distributed_kd.store.manifest import Run, peak_memory_bytes
 from distributed_kd.student import artifact, checkpoint, loop
 from distributed_kd.student.build import load_student, student_folder
 from distributed_kd.student.engine import deepspeed_config, start_engine, zero_stage
-from distributed_kd.student.export import gather_weights, write_export
+from distributed_kd.student.export import gather_weights, write_adapters, write_export
+from distributed_kd.student.flops import work_of
 from distributed_kd.student.held_out import held_out_sequences
 from distributed_kd.student.identity import SequenceDigests
 from distributed_kd.student.model import DistillationModel
 from distributed_kd.student.order import GlobalOrder
 from distributed_kd.student.position_weights import PositionWeights
 from distributed_kd.student.stream import Stream
-from distributed_kd.student.tracking import Curves
+from distributed_kd.student.trackers import Tracking
 
 
 def run(recipe: Recipe, arm: str, notes: Path, begun: float) -> None:
@@ -62,7 +62,6 @@ def run(recipe: Recipe, arm: str, notes: Path, begun: float) -> None:
     folder = student_folder(recipe)
 
     model = load_student(recipe, folder)
-    parts.check(model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     config = deepspeed_config(recipe.trainer, world)
@@ -77,24 +76,28 @@ def run(recipe: Recipe, arm: str, notes: Path, begun: float) -> None:
         checkpoint.load(engine, found)
     sequences = Sequences.of(recipe)
     stream = _stream(recipe, logits, sequences, rank, world)
-    curves = Curves(artifact.local_folder(store, artifact.CURVES, key), dump(recipe), resumed) if rank == 0 else None
+    tracking = Tracking(recipe, arm, store, key, resumed) if rank == 0 else None
 
     def report(metrics: list[dict[str, Any]]) -> None:
-        if curves is not None:
-            curves.add(metrics[-1])
+        if tracking is not None:
+            tracking.add(metrics[-1])
             _show_progress(notes, metrics, steps)
 
     held_out = None
     if recipe.trainer.evaluate_every:
         held_out = held_out_sequences(sequences, recipe.trainer.evaluate_sequences)
-    with closing(curves) if curves is not None else nullcontext(), stop_asked() as asked:
+    work = work_of(parameters, trained, engine.device)
+    with tracking or nullcontext(), stop_asked() as asked:
         todo = range(resumed, steps)
-        loop.train(engine, stream, recipe.trainer, todo, metrics, checkpoints, report, asked, held_out)
+        loop.train(engine, stream, recipe.trainer, todo, metrics, checkpoints, report, asked, held_out, work)
 
-    weights = gather_weights(model)
+    weights = gather_weights(model, trained_alone=recipe.student.lora is not None)
     if rank == 0:
         with tempfile.TemporaryDirectory() as temporary:
-            write_export(model, weights, folder, Path(temporary))
+            if recipe.student.lora is None:
+                write_export(model, weights, folder, Path(temporary))
+            else:
+                write_adapters(recipe, model, weights, folder, Path(temporary))
             put_folder(Path(temporary), store, artifact.EXPORT)
         store.remove_leftovers("")
         artifact.put_metrics(store, metrics)

@@ -18,7 +18,7 @@ def test_a_layer_runs_again_in_the_backward_pass(toy_recipe: dict[str, Any], toy
     runs = []
     for said in (False, True):
         toy_recipe["trainer"]["activation_checkpointing"] = said
-        model = load_student(parse(toy_recipe), toy_student).train()
+        model = load_student(parse(toy_recipe), toy_student)
         count = [0]
         model.model.layers[0].mlp.register_forward_pre_hook(lambda *_, count=count: count.__setitem__(0, count[0] + 1))
         ids = torch.arange(8)[None]
