@@ -18,6 +18,7 @@ if not os.path.exists("/dev/nvidiactl"):
 
 from tests import toys
 from tests.buckets import bucket  # noqa: F401 - a fixture
+from tests.commands import dkd, write_recipe
 
 # How long an example takes says how busy the machine is.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -45,21 +46,20 @@ def toy_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def toy_recipe(toy_teacher: Path, toy_student: Path, toy_corpus: Path, tmp_path: Path) -> dict[str, Any]:
     """A whole recipe over the toys, as data to change before it is parsed."""
-    return {
-        "name": "toy",
-        "workdir": str(tmp_path / "work"),
-        "corpus": {
-            "source": str(toy_corpus), "sequence_length": 16, "shard_sequences": 16, "validation_fraction": 0.2,
-            "development_fraction": 0.1, "block_bytes": 2000,
-        },
-        "teachers": [{"model": str(toy_teacher), "dtype": "float32"}],
-        "targets": {"k": 8, "temperatures": [1.0, 2.0]},
-        "capture": {"replicas": 1, "batch_tokens": 64, "head_chunk": 16},
-        "student": {"model": str(toy_student)},
-        "objective": {"temperature": 2.0, "alpha": 0.5},
-        "trainer": {"processes": 1, "global_batch": 8, "micro_batch": 4, "steps": 6, "learning_rate": 1e-2},
-        "evaluate": {"bootstrap": 200},
-    }  # fmt: skip
+    return toys.recipe(toy_teacher, toy_student, toy_corpus, tmp_path / "work")
+
+
+@pytest.fixture(scope="session")
+def prepared_recipe(
+    toy_teacher: Path, toy_student: Path, toy_corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """The same without a baseline, its sequences and cache there: copy its workdir, and change what is trained."""
+    folder = tmp_path_factory.mktemp("prepared")
+    made = toys.recipe(toy_teacher, toy_student, toy_corpus, folder / "work") | {"baseline": "off"}
+    for stage in ("prepare", "cache"):
+        done = dkd(stage, write_recipe(folder, made))
+        assert done.returncode == 0, done.stderr
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -129,3 +129,22 @@ def write_conversations(path: Path, conversations: int = 40) -> Path:
         lines.append(json.dumps({"messages": messages}))
     path.write_text("\n".join(lines))
     return path
+
+
+def recipe(teacher: Path, student: Path, corpus: Path, workdir: Path) -> dict[str, Any]:
+    """A whole recipe over toys, as data to change before it is parsed."""
+    return {
+        "name": "toy",
+        "workdir": str(workdir),
+        "corpus": {
+            "source": str(corpus), "sequence_length": 16, "shard_sequences": 16, "validation_fraction": 0.2,
+            "development_fraction": 0.1, "block_bytes": 2000,
+        },
+        "teachers": [{"model": str(teacher), "dtype": "float32"}],
+        "targets": {"k": 8, "temperatures": [1.0, 2.0]},
+        "capture": {"replicas": 1, "batch_tokens": 64, "head_chunk": 16},
+        "student": {"model": str(student)},
+        "objective": {"temperature": 2.0, "alpha": 0.5},
+        "trainer": {"processes": 1, "global_batch": 8, "micro_batch": 4, "steps": 6, "learning_rate": 1e-2},
+        "evaluate": {"bootstrap": 200},
+    }  # fmt: skip

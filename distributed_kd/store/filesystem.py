@@ -13,6 +13,7 @@ import errno
 import os
 import shutil
 import uuid
+from contextlib import suppress
 from typing import Any
 
 import fsspec
@@ -83,6 +84,21 @@ class Store:
                 seconds = _SECONDS + os.path.getsize(source) / _SLOWEST
                 self._call("put_file", source, path, seconds=seconds)
 
+    def get_file(self, name: str, target: str) -> None:
+        """Copies a file of any size to the local `target`, whose folder is there; whole or not at all.
+
+        Raises `FileNotFoundError`.
+        """
+        with readable(f"{self.uri}/{name}", "read"):
+            temporary = f"{target}.{uuid.uuid4().hex}{TEMPORARY}"
+            try:  # s3fs asks again where an answer stops, from there on
+                seconds = _SECONDS + self._call("size", self.path(name)) / _SLOWEST
+                self._call("get_file", self.path(name), temporary, seconds=seconds)
+                os.replace(temporary, target)
+            finally:
+                with suppress(FileNotFoundError):
+                    os.remove(temporary)
+
     def _call(self, method: str, *arguments: Any, seconds: float = _SECONDS, **named: Any) -> Any:
         """A call of the driver, given up after so many seconds where it can be."""
         if isinstance(self.fs, AsyncFileSystem):
@@ -95,8 +111,7 @@ class Store:
             for folder in folders:
                 remove_leftovers(self.path(folder))
 
-    def list(self, folder: str) -> list[str]:
-        """Names (not paths) of the files directly in `folder`, sorted; empty when there is none."""
+    def _names(self, folder: str, kind: str) -> list[str]:
         path = self.path(folder)
         self.fs.invalidate_cache(path)
         try:
@@ -104,8 +119,15 @@ class Store:
                 entries = self._call("ls", path, detail=True)
         except FileNotFoundError:
             return []
-        names = [os.path.basename(entry["name"]) for entry in entries if entry["type"] == "file"]
-        return sorted(name for name in names if not name.endswith(TEMPORARY))
+        return sorted(os.path.basename(entry["name"].rstrip("/")) for entry in entries if entry["type"] == kind)
+
+    def folders(self, folder: str) -> list[str]:
+        """Names of the folders directly in `folder`, sorted; empty when there is none."""
+        return self._names(folder, "directory")
+
+    def list(self, folder: str) -> list[str]:
+        """Names (not paths) of the files directly in `folder`, sorted; empty when there is none."""
+        return [name for name in self._names(folder, "file") if not name.endswith(TEMPORARY)]
 
     def delete(self, name: str) -> None:
         """Removes a file or a folder with all it holds; what is not there is no error."""

@@ -53,9 +53,20 @@ def zero_stage(config: dict[str, Any]) -> int:
 
 
 def start_engine(model: DistillationModel, trainer: Trainer, config: dict[str, Any], steps: int) -> Any:
-    """The engine; its optimizer has only the parameters that are trained."""
+    """The engine; its optimizer has only the parameters that are trained.
+
+    Raises `RequestError` where the device does not compute in `trainer.precision`.
+    """
     import deepspeed
 
+    accelerator = deepspeed.get_accelerator()
+    supported = {"float16": accelerator.is_fp16_supported, "bfloat16": accelerator.is_bf16_supported}
+    if trainer.precision in supported and not supported[trainer.precision]():
+        others = " or ".join(["float32", *(name for name, is_supported in supported.items() if is_supported())])
+        raise RequestError(
+            f"trainer.precision {trainer.precision}: the {accelerator.device_name()} here does not compute in it; "
+            f"choose {others}"
+        )
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],

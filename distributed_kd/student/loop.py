@@ -17,7 +17,6 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -26,7 +25,7 @@ from distributed_kd.corpus.sequences import Sequence
 from distributed_kd.errors import Stopped, WorkError
 from distributed_kd.recipe import Objective, Trainer
 from distributed_kd.store.manifest import peak_memory_bytes
-from distributed_kd.student import checkpoint
+from distributed_kd.student.checkpoint import Checkpoints
 from distributed_kd.student.flops import Work
 from distributed_kd.student.held_out import held_out_loss
 from distributed_kd.student.stream import MicroBatch, Stream
@@ -42,7 +41,7 @@ def train(
     trainer: Trainer,
     steps: range,
     metrics: list[dict[str, Any]],
-    checkpoints: Path,
+    checkpoints: Checkpoints,
     report: Callable[[list[dict[str, Any]]], None],
     is_asked_to_stop: Callable[[], bool] = lambda: False,
     held_out: list[Sequence] | None = None,
@@ -76,8 +75,9 @@ def train(
                 return
             is_last = _sum_over_ranks([float(is_asked_to_stop())], engine.device)[0] > 0.0
             if is_last or (trainer.checkpoint_every and done % trainer.checkpoint_every == 0):
-                checkpoint.save(engine, checkpoints, done, metrics, trainer.keep_checkpoints)
+                checkpoints.save(engine, done, metrics)
             if is_last:
+                checkpoints.wait()
                 raise Stopped(f"stopped after step {step}, which is saved; the same command goes on from there")
 
 

@@ -92,7 +92,7 @@ def _train_as_rank(recipe: Recipe, world: int) -> None:
                 continue
             _refuse_disk_of_its_own(Store(recipe.workdir).child(arm))
             with shown(arm, Notes(str(own)).progress, _SHOW_SECONDS) if first else nullcontext():
-                worker.run(recipe, arm, own, begun)
+                worker.run(recipe, arm, own, begun, watch)
             watch.meet(arm)
             gc.collect()  # DeepSpeed's engine holds itself; the next arm needs its memory
 

@@ -26,7 +26,7 @@ from distributed_kd.errors import DkdError
 from distributed_kd.launch.group import joined_ranks, print_line
 from distributed_kd.launch.ranks import Notes, carried
 from distributed_kd.launch.stop import stop_asked
-from distributed_kd.launch.watch import Verdict
+from distributed_kd.launch.watch import Verdict, Watch
 from distributed_kd.models.locate import cache_folder
 from distributed_kd.recipe import Recipe, parse
 from distributed_kd.store.digest import fingerprint
@@ -34,8 +34,9 @@ from distributed_kd.store.disk_cache import DiskCache
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.folder import put_folder
 from distributed_kd.store.manifest import Run, peak_memory_bytes
-from distributed_kd.student import artifact, checkpoint, loop
+from distributed_kd.student import artifact, loop
 from distributed_kd.student.build import load_student, student_folder
+from distributed_kd.student.checkpoint import Checkpoints
 from distributed_kd.student.engine import deepspeed_config, start_engine, zero_stage
 from distributed_kd.student.export import gather_weights, write_adapters, write_export
 from distributed_kd.student.flops import work_of
@@ -48,7 +49,7 @@ from distributed_kd.student.stream import Stream
 from distributed_kd.student.trackers import Tracking
 
 
-def run(recipe: Recipe, arm: str, notes: Path, begun: float) -> None:
+def run(recipe: Recipe, arm: str, notes: Path, begun: float, watch: Watch) -> None:
     """Trains one arm and writes its artifact, all ranks of the process group together; rank 0 is the last to return.
 
     `begun` is when it was launched, in Unix time.
@@ -68,12 +69,15 @@ def run(recipe: Recipe, arm: str, notes: Path, begun: float) -> None:
     steps = number_of_steps(recipe, len(logits))
     wrapped = DistillationModel(model, recipe.objective, zero_stage(config))
     key = fingerprint(made_from)
-    checkpoints = artifact.local_folder(store, artifact.CHECKPOINTS, key)
-    found = checkpoint.find(checkpoints, config)
+    checkpoints = Checkpoints(
+        artifact.local_folder(store, artifact.CHECKPOINTS, key), recipe.trainer.keep_checkpoints, made_from,
+        None if store.is_local else store.child(artifact.CHECKPOINTS), watch, arm,
+    )  # fmt: skip
+    found = checkpoints.find(config)
     engine = start_engine(wrapped, recipe.trainer, config, steps)
     resumed, metrics = (0, []) if found is None else (found.step, found.metrics)
     if found is not None:
-        checkpoint.load(engine, found)
+        checkpoints.load(engine, found)
     sequences = Sequences.of(recipe)
     stream = _stream(recipe, logits, sequences, rank, world)
     tracking = Tracking(recipe, arm, store, key, resumed) if rank == 0 else None
@@ -92,6 +96,7 @@ def run(recipe: Recipe, arm: str, notes: Path, begun: float) -> None:
         loop.train(engine, stream, recipe.trainer, todo, metrics, checkpoints, report, asked, held_out, work)
 
     weights = gather_weights(model, trained_alone=recipe.student.lora is not None)
+    checkpoints.wait()
     if rank == 0:
         with tempfile.TemporaryDirectory() as temporary:
             if recipe.student.lora is None:
@@ -168,11 +173,11 @@ def work(notes_uri: str) -> None:
         notes.tell_error(rank, verdict)
 
     with (
-        joined_ranks(recipe.trainer.timeout_minutes, tell, debug=True),
+        joined_ranks(recipe.trainer.timeout_minutes, tell, debug=True) as watch,
         tempfile.TemporaryDirectory(prefix="dkd-rank-") as own,
         carried(Path(own), notes),
     ):
-        run(recipe, spec.arm, Path(own), spec.begun)
+        run(recipe, spec.arm, Path(own), spec.begun, watch)
 
 
 def main() -> None:
