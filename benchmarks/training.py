@@ -106,7 +106,7 @@ class Trainee:
         log_q, log_p = (each.div(temperature).log_softmax(dim=1) for each in (logits, teacher))
         soft = F.kl_div(log_q, log_p, log_target=True, reduction="sum")
         total = (1.0 - alpha) * hard + alpha * temperature**2 * soft
-        module.last_loss = Loss(total.detach(), hard.detach(), soft.detach())
+        module.last_loss = Loss(total.detach(), hard.detach(), soft.detach(), torch.zeros_like(soft))
         return total * scale
 
     def _teacher_logits(self, batch: MicroBatch) -> Any:

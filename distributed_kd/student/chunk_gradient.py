@@ -52,6 +52,7 @@ class Chunk(NamedTuple):
     grad: Tensor  # [n, V] of the loss in h W^T + bias, in the dtype of the hidden states
     cross_entropy: Tensor  # [n], zero at alpha = 1
     divergence: Tensor  # [n], zero at alpha = 0
+    tail: Tensor  # [n] the student's mass on ids that are not kept, at the form's temperature; zero at alpha = 0
 
 
 ChunkGradient = Callable[[Tensor, Head, PositionTargets, Form], Chunk]
@@ -99,9 +100,9 @@ def logit_gradient(logits: Tensor, targets: PositionTargets, form: Form) -> Chun
             log_total = logits.logsumexp(dim=1)
             grad += logits.sub_(log_total[:, None]).exp_().mul_(1.0 - form.alpha)
     if at_label is None:
-        return Chunk(grad, torch.zeros_like(soft.value), soft.value)
+        return Chunk(grad, torch.zeros_like(soft.value), soft.value, soft.found.tail)
     grad.scatter_add_(1, targets.labels[:, None], grad.new_full((len(grad), 1), form.alpha - 1.0))
-    return Chunk(grad, log_total - at_label, soft.value)
+    return Chunk(grad, log_total - at_label, soft.value, soft.found.tail)
 
 
 def _of_labels(logits: Tensor, labels: Tensor) -> Chunk:
@@ -112,7 +113,8 @@ def _of_labels(logits: Tensor, labels: Tensor) -> Chunk:
     grad.mul_(total.reciprocal()[:, None])
     grad.scatter_add_(1, labels[:, None], grad.new_full((len(grad), 1), -1.0))
     cross_entropy = largest + total.log() - at_label
-    return Chunk(grad, cross_entropy, torch.zeros_like(cross_entropy))
+    nothing = torch.zeros_like(cross_entropy)
+    return Chunk(grad, cross_entropy, nothing, nothing)
 
 
 class _SoftPass:
@@ -146,6 +148,7 @@ class SoftTerms(NamedTuple):
     log_total: Tensor  # [n] the logsumexp of z over all ids
     slope: Tensor  # [n, K + 1] by log q
     q: Tensor  # [n, K]
+    tail: Tensor  # [n] q of the tail
     to_softmax: Tensor  # [n] exp(m - L)
     to_tail: Tensor  # [n] s_t * exp(m - L_t)
 
@@ -161,7 +164,8 @@ class SoftTerms(NamedTuple):
         value, slope = divergence(log_p, log_q, torch.cat([targets.ids >= 0, ~no_tail[:, None]], dim=1))
         at_tail = slope[:, -1]
         to_tail = torch.where(at_tail != 0.0, at_tail * (largest - log_tail).exp(), 0.0)
-        return cls(value, log_total, slope, log_q[:, :-1].exp(), (largest - log_total).exp(), to_tail)
+        q = log_q.exp()
+        return cls(value, log_total, slope, q[:, :-1], q[:, -1], (largest - log_total).exp(), to_tail)
 
     def factors(self, weight: float, with_softmax: float) -> tuple[Tensor, Tensor]:
         """[n] what E_j is multiplied by at ids not kept, and [n, K] the gradient at kept ones."""

@@ -34,7 +34,7 @@ def chunk_gradient(hidden: Tensor, head: Head, targets: PositionTargets, form: F
     else:
         of_rest, of_kept = torch.zeros_like(found.largest), found.at_kept
         of_softmax = (found.largest - found.log_rest_at_one).exp()
-        chunk = Chunk(logits, found.log_rest_at_one - found.at_label, of_rest)
+        chunk = Chunk(logits, found.log_rest_at_one - found.at_label, of_rest, of_rest)
     if head.softcap is not None:
         of_kept = of_kept * (1.0 - (found.at_kept / head.softcap) ** 2)
     grad = logits.view(hidden.dtype)[:, : logits.shape[1]]
@@ -60,9 +60,9 @@ def _soft(found: KeptAndRest, targets: PositionTargets, form: Form) -> tuple[Ten
         if form.hard:
             of_kept = of_kept + (1.0 - form.alpha) * (at_kept - log_total[:, None]).exp()
     if not form.hard:
-        return of_rest, of_softmax, of_kept, Chunk(nothing, nothing, terms.value)
+        return of_rest, of_softmax, of_kept, Chunk(nothing, nothing, terms.value, terms.tail)
     of_kept = of_kept + (form.alpha - 1.0) * (targets.ids == targets.labels[:, None])
-    return of_rest, of_softmax, of_kept, Chunk(nothing, log_total - found.at_label, terms.value)
+    return of_rest, of_softmax, of_kept, Chunk(nothing, log_total - found.at_label, terms.value, terms.tail)
 
 
 def _write(

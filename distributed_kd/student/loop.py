@@ -106,25 +106,24 @@ def take_step(engine: Any, micro_batches: list[MicroBatch], ceiling: float = mat
     weight = weight or 1.0  # nothing to learn from: the loss is zero
     learning_rate = engine.get_lr()[0]
     scale = torch.distributed.get_world_size() * len(micro_batches) / weight
-    found: list[tuple[float, float]] = []  # cross-entropy and divergence of each micro-batch
+    found: list[list[float]] = []  # of each micro-batch: cross-entropy, divergence, tail
     for place, batch in enumerate(micro_batches, start=1):
         loss = engine(batch.to(engine.device), scale)
         engine.backward(loss)
-        sums = engine.module.last_loss
-        found.append((sums.cross_entropy.item(), sums.divergence.item()))
+        found.append(torch.stack(engine.module.last_loss[1:]).tolist())
         if place == len(micro_batches):
             totals = _sum_over_ranks([sum(values) for values in zip(*found, strict=True)], engine.device)
-            cross_entropy, divergence = (total / weight for total in totals)
+            cross_entropy, divergence, tail = (total / weight for total in totals)
             loss_value = _loss_of(engine.module.objective, cross_entropy, divergence)
             if not math.isfinite(loss_value):
-                losses = [_loss_of(engine.module.objective, *parts) for parts in found]
+                losses = [_loss_of(engine.module.objective, *sums[:2]) for sums in found]
                 bad = [batch for batch, loss in zip(micro_batches, losses, strict=True) if not math.isfinite(loss)]
                 _refuse(engine.global_steps, f"the loss is {loss_value}", bad, "did not take it")
             if loss_value > ceiling:
                 reason = f"the loss is {loss_value:.4g}, a spike above {ceiling:.4g}"
                 _refuse(engine.global_steps, reason, micro_batches, "did not take it")
         engine.step()
-    parts = {"divergence": divergence, "cross_entropy": cross_entropy}
+    parts = {"divergence": divergence, "cross_entropy": cross_entropy, "tail_share": tail}
     return {
         "loss": loss_value,
         **{name: value for name, value in parts.items() if _is_read(engine.module.objective, name)},

@@ -44,6 +44,7 @@ class Loss(NamedTuple):
     total: Tensor
     cross_entropy: Tensor
     divergence: Tensor
+    tail: Tensor  # the student's mass on ids that are not kept
 
 
 def linear_distillation_loss(
@@ -104,7 +105,7 @@ class _Chunked(torch.autograd.Function):
         form: Form,
         chunk: int,
         gradient_of: ChunkGradient,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         head = replace(head, weight=weight, bias=bias)  # under ZeRO-3 these are the gathered ones
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
@@ -113,11 +114,13 @@ class _Chunked(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias and bias is not None else None
         cross_entropy = hidden.new_zeros((), dtype=torch.float32)
         diverged = hidden.new_zeros((), dtype=torch.float32)
+        tail = hidden.new_zeros((), dtype=torch.float32)
         for begin in range(0, len(targets), chunk):
             rows, own = hidden[begin : begin + chunk], targets.rows(begin, begin + chunk)
             found = gradient_of(rows, head, own, form)
             cross_entropy += _weighted(found.cross_entropy, own.weight).sum()
             diverged += _weighted(found.divergence, own.weight).sum()
+            tail += _weighted(found.tail, own.weight).sum()
             if grad_hidden is not None:
                 torch.mm(found.grad, weight, out=grad_hidden[begin : begin + chunk])
                 if own.weight is not None:
@@ -134,13 +137,14 @@ class _Chunked(torch.autograd.Function):
         # backward scales the gradients in place: a copy of the head's would be as large as the head
         ctx.is_spent = False
         if form.alpha == 0.0:
-            total, diverged = cross_entropy.clone(), torch.full_like(diverged, torch.nan)
+            total = cross_entropy.clone()
+            diverged = tail = torch.full_like(diverged, torch.nan)
         elif form.alpha == 1.0:
             total, cross_entropy = form.temperature**2 * diverged, torch.full_like(cross_entropy, torch.nan)
         else:
             total = form.alpha * form.temperature**2 * diverged + (1.0 - form.alpha) * cross_entropy
-        ctx.mark_non_differentiable(cross_entropy, diverged)
-        return total, cross_entropy, diverged
+        ctx.mark_non_differentiable(cross_entropy, diverged, tail)
+        return total, cross_entropy, diverged, tail
 
     @staticmethod
     @once_differentiable
@@ -190,7 +194,7 @@ def _reference(hidden: Tensor, head: Head, targets: PositionTargets, form: Form)
     vocabulary = logits.shape[1]
     weight = logits.new_ones(len(logits)) if targets.weight is None else targets.weight.double()
     total = logits.sum() * 0.0
-    cross_entropy = diverged = torch.full_like(total, torch.nan)
+    cross_entropy = diverged = tail = torch.full_like(total, torch.nan)
     if form.soft:
         log_q = (logits / form.temperature).log_softmax(dim=1)
         # The last column takes empty places, so that they mark no id as kept.
@@ -205,9 +209,10 @@ def _reference(hidden: Tensor, head: Head, targets: PositionTargets, form: Form)
         # Where there is no outcome a finite number stands in, so that autograd multiplies no infinity by zero.
         found = form.divergence(outcomes(in_double, no_tail), torch.where(has, own, -1e4), has).value
         diverged = (found * weight).sum()
+        tail = (log_q_tail.exp() * weight).sum()
         total = total + form.alpha * form.temperature**2 * diverged
     if form.hard:
         of_rows = torch.nn.functional.cross_entropy(logits, targets.labels, reduction="none")
         cross_entropy = (of_rows * weight).sum()
         total = total + (1.0 - form.alpha) * cross_entropy
-    return Loss(total, cross_entropy.detach(), diverged.detach())
+    return Loss(total, cross_entropy.detach(), diverged.detach(), tail.detach())

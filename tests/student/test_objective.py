@@ -77,6 +77,17 @@ def test_value_and_gradients_are_the_formulas(temperature: float, alpha: float, 
         torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-5 * exact.abs().max().item())
 
 
+@pytest.mark.parametrize("impl", ["chunked", "triton", "reference"])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_tail_is_the_student_s_mass_on_what_is_not_kept(impl: Any, temperature: float) -> None:
+    made = case(7, temperature)
+    q = (made["hidden"].double() @ made["weight"].double().T / temperature).softmax(dim=1)
+    expected = N - q.gather(1, made["targets"].ids).sum().item()
+    form: dict[str, Any] = {"temperature": temperature, "alpha": 0.5, "impl": impl, "chunk": 5}
+    loss = linear_distillation_loss(made["hidden"], Head(made["weight"]), made["targets"], **form)
+    assert loss.tail.item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_keeping_every_id_is_dense_kl() -> None:
     made = case(V, 2.0)
     p = (made["teacher"].double() / 2.0).log_softmax(dim=1)

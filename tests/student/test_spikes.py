@@ -39,7 +39,7 @@ class Engine:
 
     def __call__(self, batch: MicroBatch, scale: float) -> torch.Tensor:
         value = torch.tensor(self.losses[self.global_steps])
-        self.module.last_loss = Loss(value, torch.tensor(math.nan), value)
+        self.module.last_loss = Loss(value, torch.tensor(math.nan), value, value)
         return value * scale
 
     def backward(self, loss: torch.Tensor) -> None:
