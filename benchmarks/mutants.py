@@ -1,6 +1,6 @@
-"""How many small changes to the cache's code the fast tests notice: mutation testing.
+"""How many small changes to the cache's code, or to the objective's, the fast tests notice: mutation testing.
 
-    python benchmarks/mutants.py [--sample 200] [--seed 0] [--module PART ...] [--show] [--json]
+    python benchmarks/mutants.py [--group cache|training] [--sample 200] [--seed 0] [--module PART ...] [--show]
 
 Mutants are made by cosmic-ray's operators (`pip install 'distributed-kd[mutants]'`). Each is tested in a fork of this
 process, which has imported what the package imports, with kernels interpreted: nothing is compiled again. A run of
@@ -37,12 +37,18 @@ from types import ModuleType
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "distributed_kd"
-MODULES = [  # but `compiled.py`, which does nothing where kernels are interpreted
-    *(path for path in sorted(PACKAGE.glob("cache/codecs/*.py")) if path.name != "compiled.py"),
-    PACKAGE / "cache" / "manifest.py",
-    *sorted(PACKAGE.glob("store/*.py")),
-]
-TESTS = ("tests/cache", "tests/store")
+MODULES = {
+    "cache": [  # but `compiled.py`, which does nothing where kernels are interpreted
+        *(path for path in sorted(PACKAGE.glob("cache/codecs/*.py")) if path.name != "compiled.py"),
+        PACKAGE / "cache" / "manifest.py",
+        *sorted(PACKAGE.glob("store/*.py")),
+    ],
+    "training": [
+        PACKAGE / "student" / f"{name}.py"
+        for name in ("objective", "chunk_gradient", "divergence", "order", "position_targets", "position_weights")
+    ],
+}
+TESTS = {"cache": ("tests/cache", "tests/store"), "training": ("tests/student",)}
 _IMPORTED_ONCE = (
     "fsspec.implementations.local", "hypothesis", "pandas", "pyarrow.ipc", "pyarrow.parquet", "pydantic", "pytest",
     "pytest_timeout", "torch", "zstandard",
@@ -181,17 +187,17 @@ def forked(run, seconds: float) -> tuple[int | None, str]:  # type: ignore[no-un
         return status, output.read().decode(errors="replace")
 
 
-def pytest_run(plugin: _Quickest, *options: str) -> int:
+def pytest_run(plugin: _Quickest, tests: tuple[str, ...], *options: str) -> int:
     import pytest
 
     plain = ("-q", "--tb=no", "--assert=plain", "-p", "no:cacheprovider", "-p", "pytest_timeout")
-    return int(pytest.main([*plain, "-m", "not slow", *options, *TESTS], plugins=[plugin]))
+    return int(pytest.main([*plain, "-m", "not slow", *options, *tests], plugins=[plugin]))
 
 
-def measure() -> dict[str, float]:
+def measure(tests: tuple[str, ...]) -> dict[str, float]:
     """Seconds of each test of the unchanged code, without the slow ones; kept for as long as nothing changes."""
     files = [path for part in ("distributed_kd", "tests") for path in sorted((ROOT / part).rglob("*.py"))]
-    digest = hashlib.sha256(b"".join(map(Path.read_bytes, files))).hexdigest()
+    digest = hashlib.sha256(repr(tests).encode() + b"".join(map(Path.read_bytes, files))).hexdigest()
     times = Path(tempfile.gettempdir()) / f"mutants-{digest}.json"
     if times.exists():
         return json.loads(times.read_text())
@@ -199,7 +205,7 @@ def measure() -> dict[str, float]:
 
     def run() -> int:
         plugin = _Quickest(None)
-        status = pytest_run(plugin)
+        status = pytest_run(plugin, tests)
         raw.write_text(json.dumps(plugin.seconds))
         return status
 
@@ -208,20 +214,20 @@ def measure() -> dict[str, float]:
         raise SystemExit(said[-4000:])
     found = {name: seconds for name, seconds in json.loads(raw.read_text()).items() if seconds <= _SLOWEST}
     plugin = _Quickest(found)
-    status, said = forked(lambda: pytest_run(plugin, "-x"), 1200)
+    status, said = forked(lambda: pytest_run(plugin, tests, "-x"), 1200)
     if status != 0:
         raise SystemExit(f"the unchanged code fails:\n{said[-4000:]}")
     times.write_text(json.dumps(found))
     return found
 
 
-def killed(mutant: Mutant, known: dict[str, float], seconds: float) -> tuple[bool, str]:
+def killed(mutant: Mutant, tests: tuple[str, ...], known: dict[str, float], seconds: float) -> tuple[bool, str]:
     """(whether a test noticed, by what)."""
     source = source_of(mutant)
 
     def run() -> int:
         sys.meta_path.insert(0, _Changed(mutant, source))
-        return pytest_run(_Quickest(known), "-x")
+        return pytest_run(_Quickest(known), tests, "-x")
 
     status, said = forked(run, seconds)
     if status is None:
@@ -236,7 +242,8 @@ def change_of(mutant: Mutant) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Mutation testing of the cache's code by the fast tests.")
+    parser = argparse.ArgumentParser(description="Mutation testing by the fast tests.")
+    parser.add_argument("--group", choices=sorted(MODULES), default="cache", help="the code that is changed")
     parser.add_argument("--sample", type=int, help="so many, drawn over all modules; without, every one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--module", action="append", help="only modules with this in their name")
@@ -246,27 +253,32 @@ def main() -> None:
     os.chdir(ROOT)
     sys.dont_write_bytecode = False
     os.environ |= {
-        "DKD_INTERPRET_KERNELS": "1", "DKD_TEST_SEED": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
-        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "DKD_INTERPRET_KERNELS": "1", "TRITON_INTERPRET": "1", "DKD_TEST_SEED": "0", "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     }  # fmt: skip
     sys.path.insert(0, str(ROOT))
     for name in _IMPORTED_ONCE:
         importlib.import_module(name)
     assert not any(name.startswith("distributed_kd") for name in sys.modules)
     gc.freeze()
-    paths = [path for path in MODULES if not options.module or any(part in str(path) for part in options.module)]
+    tests = TESTS[options.group]
+    paths = [
+        path
+        for path in MODULES[options.group]
+        if not options.module or any(part in str(path) for part in options.module)
+    ]
     mutants = [mutant for path in paths for mutant in mutants_of(path)]
     drawn = mutants
     if options.sample is not None and options.sample < len(mutants):
         drawn = random.Random(options.seed).sample(mutants, options.sample)
     print(f"{len(drawn)} of {len(mutants)} mutants, seed {options.seed}", file=sys.stderr)
-    known = measure()
+    known = measure(tests)
     total = sum(known.values())
     print(f"{len(known)} tests of {total:.1f} s", file=sys.stderr)
     dead: Counter[str] = Counter()
     survivors = []
     for number, mutant in enumerate(drawn):
-        is_dead, by = killed(mutant, known, 20 + _TIMES * total)
+        is_dead, by = killed(mutant, tests, known, 20 + _TIMES * total)
         dead[mutant.module] += is_dead
         if not is_dead:
             survivors.append(mutant)
