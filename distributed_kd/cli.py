@@ -239,7 +239,11 @@ def export(
 @app.command()
 def status(workdir: str, as_json: Json = False, debug: Debug = False) -> None:
     """Each stage's state."""
-    raise not_yet("dkd status", "`dkd inspect WORKDIR/cache` tells how far a capture is")
+    from distributed_kd.status import status as status_of
+
+    _begin(as_json)
+    found = status_of(workdir)
+    _show(found if as_json else found["stages"], as_json)
 
 
 @app.command()

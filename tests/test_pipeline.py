@@ -71,6 +71,13 @@ def test_the_line_runs_then_skips_and_trains_without_the_teacher(
     assert done.stderr.count("done already") == 5
     assert files_of(work) == before
     assert "report.html" in done.stdout
+    done = dkd("status", str(work), "--json")
+    stages = json.loads(done.stdout)["stages"]
+    assert {name: facts["state"] for name, facts in stages.items()} == dict.fromkeys(
+        ("prepare", "cache", "student", "baseline", "evaluate"), "done"
+    )
+    assert stages["student"]["steps"] == 12
+    assert stages["evaluate"]["retention"] == report["retention"]
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,0 +1,78 @@
+"""What a workdir holds of each stage, read from the store alone: no cluster, model or corpus is asked."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from distributed_kd.cache.inspect import inspect
+from distributed_kd.cache.manifest import FOLDER as CACHE_FOLDER
+from distributed_kd.cache.manifest import CacheManifest
+from distributed_kd.corpus.sequences import FOLDER as SEQUENCES_FOLDER
+from distributed_kd.corpus.sequences import SequencesManifest
+from distributed_kd.errors import RequestError
+from distributed_kd.evaluate.evaluate import FOLDER as REPORT_FOLDER
+from distributed_kd.evaluate.evaluate import REPORT, ReportManifest
+from distributed_kd.store.filesystem import Store
+from distributed_kd.store.manifest import MANIFEST_NAME, Run
+from distributed_kd.student import artifact
+from distributed_kd.student.checkpoint_files import complete_steps
+
+ABSENT, BEGUN, DONE = "absent", "begun", "done"
+_RECIPE = "recipe.yaml"  # which a stage writes when it begins, or with its results
+
+
+def status(workdir: str) -> dict[str, Any]:
+    """Stage -> its `state` (absent, begun or done) and what is known of it. Raises `RequestError` where nothing is."""
+    store = Store(workdir)
+    stages = {
+        "prepare": _sequences(store.child(SEQUENCES_FOLDER)),
+        "cache": _cache(store.child(CACHE_FOLDER)),
+        **{arm: _arm(store.child(arm)) for arm in artifact.ARMS},
+        "evaluate": _report(store.child(REPORT_FOLDER)),
+    }
+    if all(facts["state"] == ABSENT for facts in stages.values()):
+        raise RequestError(f"{store.uri} holds no stage of a distillation; name the `workdir` of a recipe")
+    return {"workdir": store.uri, "stages": stages}
+
+
+def _sequences(store: Store) -> dict[str, Any]:
+    manifest = SequencesManifest.read(store)
+    if manifest is None:
+        return {"state": BEGUN if store.folders("") else ABSENT}
+    splits = {name: split.positions for name, split in manifest.splits.items()}
+    return {"state": DONE, "positions": splits, **_seconds(store)}
+
+
+def _cache(store: Store) -> dict[str, Any]:
+    manifest = CacheManifest.read(store)
+    if manifest is None:
+        return {"state": ABSENT}
+    facts = inspect(store.uri)
+    done = manifest.shards - len(facts["missing_shards"])
+    known = {"shards": manifest.shards, "shards_done": done, "positions": facts["positions"]}
+    size = {"bytes_total": facts["bytes_total"]}
+    return {"state": BEGUN if manifest.index is None else DONE, **known, **size, **_seconds(store)}
+
+
+def _arm(store: Store) -> dict[str, Any]:
+    """Of a training in work the last complete checkpoint is known, where all ranks' disks or a bucket hold it."""
+    manifest = artifact.StudentManifest.read(store)
+    if manifest is not None:
+        return {"state": DONE, "steps": manifest.steps, "parameters": manifest.parameters, **_seconds(store)}
+    if not store.exists(_RECIPE):
+        return {"state": ABSENT}
+    steps = complete_steps(store.child(artifact.CHECKPOINTS))
+    return {"state": BEGUN, "last_checkpoint": steps[-1] if steps else None}
+
+
+def _report(store: Store) -> dict[str, Any]:
+    if ReportManifest.read(store) is None:
+        return {"state": ABSENT}
+    report = json.loads(store.read(REPORT))
+    return {"state": DONE, "retention": report.get("retention")}
+
+
+def _seconds(store: Store) -> dict[str, float]:
+    run = Run.read(store) if store.exists(MANIFEST_NAME) else None
+    return {} if run is None else {"seconds": run.seconds}
