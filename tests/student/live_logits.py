@@ -23,7 +23,7 @@ def work(notes: str) -> None:
         engines.append(start(*arguments))
         return engines[-1]
 
-    def gathered(model: Any) -> dict[str, torch.Tensor]:
+    def gathered(model: Any, **said: Any) -> dict[str, torch.Tensor]:
         engine = engines[0]
         engine.eval()
         engine.module.forward = lambda ids: model(input_ids=ids).logits  # within it ZeRO-3 gathers what is divided
@@ -31,7 +31,7 @@ def work(notes: str) -> None:
             logits = engine(torch.from_numpy(IDS))
         if torch.distributed.get_rank() == 0:
             np.save(Path(notes) / LOGITS, logits.float().numpy())
-        return gather(model)
+        return gather(model, **said)
 
     worker.start_engine, worker.gather_weights = started, gathered
     worker.work(notes)
