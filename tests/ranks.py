@@ -19,12 +19,7 @@ from tests.buckets import free_port
 
 DEADLINE = 240.0
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(
-    [
-        "distributed_kd.student.worker", "deepspeed", "torch.utils.tensorboard", "torch.distributed.tensor",
-        "transformers.models.llama.modeling_llama", "transformers.models.auto.tokenization_auto", "s3fs",
-    ]
-)  # fmt: skip
+_FORKS.set_forkserver_preload(["tests.rank_imports"])
 
 
 class Ranks:
