@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "distributed_kd"
-SHARED = {"__version__", "errors", "recipe", "console", "bundled", "store", "models", "launch"}
+SHARED = {"__version__", "errors", "recipe", "console", "bundled", "store", "models", "launch", "kernels"}
 # Stage folder -> what it may import besides itself and what is shared. Whole folders, or single files of one.
 ALLOWED = {
     "corpus": set(),
@@ -16,6 +16,7 @@ ALLOWED = {
     "evaluate": {"corpus.sequences", "corpus.batch", "cache", "student.artifact"},
     "store": set(),
     "models": set(),
+    "kernels": set(),
 }
 
 
