@@ -3,13 +3,17 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint fuzz mutants clean
+.PHONY: demo test test-all lint fuzz mutants clean
 
 demo: .venv/installed
 	$(BIN)/dkd demo
 
 test: .venv/installed
 	$(BIN)/pytest
+
+# With the long ones: more hosts, ranks and deaths of what `make test` has one case of.
+test-all: .venv/installed
+	$(BIN)/pytest -m ""
 
 lint: .venv/installed
 	$(BIN)/ruff check .

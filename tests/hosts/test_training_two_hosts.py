@@ -80,7 +80,7 @@ def trained_on_one(recipe: Path, tmp_path: Path, *overrides: str) -> bytes:
     return (tmp_path / "one" / EXPORT).read_bytes()
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.long), 3])
 def test_two_hosts_train_as_one_does_also_over_a_link_that_is_cut(
     hosts: TwoHosts, recipe: Path, tmp_path: Path, stage: int
 ) -> None:
@@ -130,6 +130,7 @@ def write_hostfile(hosts: TwoHosts, folder: Path) -> Path:
     return folder / "hosts"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sshd.why_not() is not None, reason=sshd.why_not() or "")
 def test_a_hostfile_is_enough_where_ssh_needs_no_password(hosts: TwoHosts, recipe: Path, tmp_path: Path) -> None:
     expected = trained_on_one(recipe, tmp_path)
@@ -162,6 +163,7 @@ def test_a_hostfile_is_enough_where_ssh_needs_no_password(hosts: TwoHosts, recip
     assert len(lines) == 1 and f"{shard} is damaged" in lines[0], said
 
 
+@pytest.mark.long
 def test_deepspeeds_launcher_without_ssh_is_started_on_each_host(hosts: TwoHosts, recipe: Path, tmp_path: Path) -> None:
     expected = trained_on_one(recipe, tmp_path)
     two = tmp_path / "two"

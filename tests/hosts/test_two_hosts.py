@@ -1,6 +1,6 @@
 """A capture over two hosts whose link is cut, and that lose whatever can be lost.
 
-    DKD_SEED=7 DKD_ROUNDS=10 pytest -s tests/hosts
+    DKD_SEED=7 DKD_ROUNDS=10 pytest -m "" -s tests/hosts
 
 draws other rounds, and more of them; the seed and what was drawn are printed.
 """
@@ -142,6 +142,7 @@ def test_a_link_that_is_cut_for_30_seconds_and_then_for_good(hosts: TwoHosts, jo
     assert files_of(cache) == job.undisturbed
 
 
+@pytest.mark.long
 def test_the_driver_ends_with_one_line_where_its_node_or_the_head_dies(hosts: TwoHosts, job: Job) -> None:
     cache = job.cache
     driver = hosts.start_driver(job.recipe)
@@ -213,6 +214,7 @@ class Rounds:
 KINDS = ("joins", "leaves", "replica", "raylet", "kill_driver", "own_raylet", "head", "link")
 
 
+@pytest.mark.long
 def test_rounds_drawn_at_random(hosts: TwoHosts, job: Job) -> None:
     print(f"DKD_SEED={SEED} DKD_ROUNDS={ROUNDS}")
     drawn = random.Random(SEED)

@@ -109,6 +109,7 @@ def test_what_a_worker_refuses_is_one_line_and_is_not_tried_again(cluster: str, 
     assert len(lines) == 1 and f"{shard} is damaged" in lines[0], said
 
 
+@pytest.mark.long
 def test_a_lost_worker_is_named_where_none_may_fail(cluster: str, recipe: Path, tmp_path: Path) -> None:
     driver = start(recipe, cluster, "trainer.max_failures=0", "trainer.timeout_minutes=0.5")
     checkpoints = tmp_path / "work" / "student" / "checkpoints"

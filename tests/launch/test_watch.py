@@ -60,7 +60,7 @@ def lines_of(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
     return process.returncode, [line.removeprefix("dkd: ") for line in said.splitlines() if line.startswith("dkd: ")]
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.long)])
 def test_ranks_that_die_or_stop_are_named_by_all_others(start: Start, how: signal.Signals) -> None:
     ranks = start(4)
     for lost in (1, 2):
@@ -72,7 +72,7 @@ def test_ranks_that_die_or_stop_are_named_by_all_others(start: Start, how: signa
         assert "rank 0" not in lines[0] and "rank 3" not in lines[0]
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGKILL, marks=pytest.mark.long), signal.SIGSTOP])
 def test_the_rank_that_has_the_store_is_named_too(start: Start, how: signal.Signals) -> None:
     ranks = start(3)
     ranks[0].send_signal(how)
@@ -95,7 +95,7 @@ def test_a_rank_that_hangs_is_named_with_its_place(start: Start) -> None:
     ("deed", "exit_code", "line"),
     [("refuse", 2, "this is not to be"), ("fail", 1, "failed: ValueError: a mistake")],
 )
-@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 2])
 def test_an_error_is_said_once_and_ends_all_with_its_code(
     start: Start, rank: int, deed: str, exit_code: int, line: str
 ) -> None:

@@ -31,7 +31,7 @@ def save_poisoned_student(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("alpha", [0.5, 1.0])
+@pytest.mark.parametrize("alpha", [pytest.param(0.5, marks=pytest.mark.long), 1.0])
 def test_the_sequences_are_named_and_every_rank_ends(toy_recipe: dict[str, Any], tmp_path: Path, alpha: float) -> None:
     toy_recipe["student"]["model"] = str(save_poisoned_student(tmp_path / "student"))
     toy_recipe["objective"]["alpha"] = alpha

@@ -15,7 +15,13 @@ from tests.commands import dkd, write_recipe
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("stage", "before", "after"), [(0, 2, 1), (1, 2, 1), (2, 1, 2), (3, 2, 1), (3, 1, 2)])
+@pytest.mark.parametrize(
+    ("stage", "before", "after"),
+    [
+        pytest.param(0, 2, 1, marks=pytest.mark.long), pytest.param(1, 2, 1, marks=pytest.mark.long), (2, 1, 2),
+        (3, 2, 1), pytest.param(3, 1, 2, marks=pytest.mark.long),
+    ],
+)  # fmt: skip
 def test_a_checkpoint_is_gone_on_from_by_another_number_of_ranks(
     toy_recipe: dict[str, Any], tmp_path: Path, stage: int, before: int, after: int
 ) -> None:

@@ -147,6 +147,7 @@ def test_a_replica_that_hangs_is_replaced(
     assert [line for line in lines if "was lost with shard" in line and "no progress for 0.2 minutes" in line]
 
 
+@pytest.mark.long
 def test_a_replica_that_hangs_while_it_loads_is_replaced(
     ray_cluster: Any, many_shards: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
