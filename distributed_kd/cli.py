@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from distributed_kd import stages
-from distributed_kd.errors import DkdError, RequestError, WorkError, not_yet
+from distributed_kd.errors import DkdError, RequestError, WorkError
 
 if TYPE_CHECKING:
     from distributed_kd.recipe import Recipe
@@ -254,7 +254,15 @@ def doctor(
     debug: Debug = False,
 ) -> None:
     """What this machine or cluster lacks, each with its fix."""
-    raise not_yet("dkd doctor", "`dkd demo` exercises every part on this machine")
+    from distributed_kd import doctor as doctors
+
+    _begin(as_json)
+    findings = list(doctors.examine(_load(recipe, overrides, as_json) if recipe is not None else None))
+    found = doctors.facts(findings)
+    shown = {one.check: f"{one.state}: {one.found}" + (f"; {one.fix}" if one.fix else "") for one in findings}
+    _show(found if as_json else shown, as_json)
+    if not found["ok"]:
+        raise typer.Exit(1)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -26,18 +26,6 @@ def test_help_names_every_command() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["doctor"],
-    ],
-)  # fmt: skip
-def test_what_is_not_there_yet_says_so(arguments: list[str]) -> None:
-    done = dkd(*arguments)
-    assert done.returncode == 2
-    assert f"dkd {arguments[0]} is not available yet; " in said(done)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
         ["rnu"],
         ["run"],
         ["verify", "nowhere"],
