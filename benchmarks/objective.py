@@ -72,7 +72,8 @@ def ways(options: argparse.Namespace, targets: PositionTargets) -> dict[str, Way
     if hasattr(F, "linear_cross_entropy"):  # torch 2.13
         chunked = torch.nn.LinearCrossEntropyOptions()
         found[PLAIN[1]] = lambda h, w: F.linear_cross_entropy(h, w, targets.labels, reduction="sum", options=chunked)
-    return found | (of_others(options, targets) if targets.ids.is_cuda else {})
+    found |= of_others(options, targets) if targets.ids.is_cuda else {}
+    return {name: way for name, way in found.items() if not options.ways or name in options.ways}
 
 
 def ours(
@@ -218,6 +219,7 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=0, help="0: what suits the device")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--ways", nargs="+", help="these alone, full logits among them")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()
