@@ -114,7 +114,7 @@ def check_report(report: dict[str, Any]) -> None:
     assert report["recipe"]["name"] == "toy"
 
 
-@pytest.mark.parametrize("codec", ["plain-1", "compact-1"])
+@pytest.mark.parametrize("codec", [pytest.param("plain-1", marks=pytest.mark.long), "compact-1"])
 def test_shards_do_not_depend_on_workers_blocks_taken_up_or_replicas(
     toy_recipe: dict[str, Any], tmp_path: Path, ray_cluster: Any, codec: str
 ) -> None:

@@ -139,6 +139,7 @@ def test_a_position_s_weight_multiplies_its_loss_and_its_gradient(impl: Any, alp
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_compiled_form_is_the_same() -> None:
     hidden, weight, targets = case(torch.float32)
     for alpha, temperature in ((0.5, 1.0), (1.0, 2.0), (0.0, 1.0)):

@@ -33,7 +33,11 @@ def peers() -> list[psutil.Process]:
     ]
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False, "vocab_size": 73}], ids=["tied", "odd"])
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param({}, marks=pytest.mark.long), {"tie_word_embeddings": False, "vocab_size": 73}],
+    ids=["tied", "odd"],
+)
 def test_two_devices_give_the_targets_of_one(
     ray_cluster: Any, toy_recipe: dict[str, Any], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
