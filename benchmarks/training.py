@@ -186,7 +186,7 @@ def main() -> None:
         return
     found = report(recipe, options.rounds)
     if options.json:
-        print(json.dumps(found))
+        print(json.dumps(found))  # the last line: DeepSpeed tells of what it compiles in those before
         return
     print(f"{found['machine']}; torch {found['versions']['torch']}; {found['parameters'] / 1e6:.0f}M parameters")
     for row in found["rows"]:
