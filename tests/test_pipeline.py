@@ -216,7 +216,10 @@ def test_training_that_was_killed_and_then_stopped_ends_with_the_uninterrupted_w
     assert len(list(checkpoints.glob("step-*.json"))) <= 2
 
 
-@pytest.mark.parametrize(("told", "number"), [("command", signal.SIGTERM), ("rank", signal.SIGUSR1)])
+@pytest.mark.parametrize(
+    ("told", "number"),
+    [("command", signal.SIGTERM), pytest.param("rank", signal.SIGUSR1, marks=pytest.mark.long)],
+)
 def test_a_training_that_is_asked_to_stop_saves_its_step_and_goes_on_from_there(
     toy_recipe: dict[str, Any], tmp_path: Path, number: signal.Signals, told: str
 ) -> None:
