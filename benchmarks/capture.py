@@ -21,7 +21,6 @@ import argparse
 import json
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -38,6 +37,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import transformers
+from process_memory import forget_peak, memory
 
 from distributed_kd.cache.manifest import FOLDER, made_from_of
 from distributed_kd.corpus.batch import by_tokens, collate
@@ -151,18 +151,12 @@ def child(options: argparse.Namespace) -> None:
     run = run_shards(options.child, recipe)
     shards = [entry.shard for entry in Sequences.of(recipe).shards("train")][: options.shards + 1]
     run(shards[:1])
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (proc(5))
-    before = _memory("VmRSS")
+    forget_peak()
+    before = memory()
     begun = time.perf_counter()
     positions = run(shards[1:])
     seconds = time.perf_counter() - begun
-    print(json.dumps({"rate": positions / seconds, "above": _memory("VmHWM") - before, "before": before}))
-
-
-def _memory(field: str) -> int:
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return int(found[1]) * 1024
+    print(json.dumps({"rate": positions / seconds, "above": memory("VmHWM") - before, "before": before}))
 
 
 def measure(options: argparse.Namespace, workdir: str, way: str, cores: str) -> dict[str, float]:

@@ -19,18 +19,17 @@ import importlib.util
 import json
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from process_memory import forget_peak, memory
 from torch import Tensor
 
 from distributed_kd.models.parts import Head
@@ -164,16 +163,10 @@ def peak(name: str, loss: Way, hidden: Tensor, weight: Tensor) -> int:
 def only(options: argparse.Namespace, device: torch.device) -> None:
     hidden, weight, targets = make_case(options, device)
     once(ways(options, targets.rows(0, 8))[options.only], hidden[:8], weight)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (proc(5))
-    before = _status("VmRSS")
+    forget_peak()
+    before = memory()
     once(ways(options, targets)[options.only], hidden, weight)
-    print(_status("VmHWM") - before)
-
-
-def _status(field: str) -> int:
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return int(found[1]) * 1024
+    print(memory("VmHWM") - before)
 
 
 def report(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:

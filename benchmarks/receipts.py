@@ -25,6 +25,7 @@ from typing import Any
 import fsspec
 import numpy as np
 from fsspec.asyn import AsyncFileSystem
+from process_memory import memory
 
 from distributed_kd.cache.manifest import PARTS, RECEIPTS, Receipt
 from distributed_kd.cache.receipts import GROUP, Receipts
@@ -73,12 +74,6 @@ def write(folder: str, shards: int, is_folded: bool) -> None:
         if not is_folded or number >= (shards - 1) // GROUP * GROUP:
             with open(f"{folder}/{RECEIPTS}/{number:08d}.json", "wb") as file:
                 file.write(receipt.to_bytes())
-
-
-def memory(field: str) -> int:
-    """Of this process, in bytes: VmRSS now, VmHWM at most."""
-    with open("/proc/self/status") as file:
-        return next(1024 * int(line.split()[1]) for line in file if line.startswith(field))
 
 
 def read(uri: str, shards: int) -> dict[str, Any]:

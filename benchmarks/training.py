@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -32,8 +31,10 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from process_memory import memory
 from torch import Tensor
 
+from distributed_kd.corpus.sequences import Sequences
 from distributed_kd.models import parts
 from distributed_kd.recipe import Recipe, load
 from distributed_kd.student.build import load_student, student_folder
@@ -41,10 +42,9 @@ from distributed_kd.student.engine import deepspeed_config, start_engine, zero_s
 from distributed_kd.student.loop import take_step
 from distributed_kd.student.model import DistillationModel
 from distributed_kd.student.objective import Loss
-from distributed_kd.student.order import GlobalOrder
 from distributed_kd.student.position_targets import PositionTargets
-from distributed_kd.student.stream import MicroBatch, Stream
-from distributed_kd.student.worker import open_cache
+from distributed_kd.student.stream import MicroBatch
+from distributed_kd.student.worker import open_cache, open_stream
 from distributed_kd.teacher.network import Network
 from distributed_kd.teacher.targets import DeviceTargets, choose
 
@@ -61,10 +61,7 @@ class Trainee:
     def __init__(self, recipe: Recipe, steps: int) -> None:
         self.recipe = recipe
         trainer = recipe.trainer
-        logits = open_cache(recipe)
-        order = GlobalOrder(logits.manifest.fingerprint, trainer.seed, logits.entries.rows, trainer.global_batch)
-        temperature = recipe.objective.temperature
-        stream = Stream(logits, order, rank=0, world=1, micro_batch=trainer.micro_batch, temperature=temperature)
+        stream = open_stream(recipe, open_cache(recipe), Sequences.of(recipe), rank=0, world=1)
         self.batches = stream.steps(0, steps)
         config = deepspeed_config(trainer, 1)
         model = load_student(recipe, student_folder(recipe))
@@ -136,9 +133,7 @@ def peak_of(way: str) -> int:
 def _peak() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return int(found[1]) * 1024
+    return memory("VmHWM")
 
 
 def report(recipe: Recipe, rounds: int) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import shutil
@@ -11,15 +10,17 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from distributed_kd.errors import DkdError
+from distributed_kd.launch import torchrun
 from distributed_kd.launch.processors import set_processors
-from distributed_kd.launch.started import free_port
 from distributed_kd.models.locate import cache_folder
 from distributed_kd.recipe import Recipe
 from distributed_kd.store.filesystem import Store
+from distributed_kd.student.trackers import is_installed
 
 _RANKS_SECONDS = 300  # a first start compiles for a minute or two
 _RAY_SECONDS = 60
@@ -85,10 +86,7 @@ def _ranks(recipe: Recipe | None) -> Finding:
     count = said if isinstance(said, int) else torch.cuda.device_count() or 2
     environment = dict(os.environ)
     set_processors(environment, count)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-addr", "127.0.0.1",
-        "--master-port", str(free_port()), "-m", "distributed_kd.launch.try_ranks",
-    ]  # fmt: skip
+    command = torchrun.command(count, "distributed_kd.launch.try_ranks")
     begun = time.monotonic()
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_RANKS_SECONDS)
@@ -148,7 +146,7 @@ def _packages(recipe: Recipe) -> Finding:
     wanted = [_OF_SCHEME[scheme]] if scheme in _OF_SCHEME else []
     wanted += [("peft", "lora")] if recipe.student.lora is not None else []
     wanted += [(name, name) for name in recipe.trainer.track]
-    missing = [extra for package, extra in wanted if importlib.util.find_spec(package) is None]
+    missing = [extra for package, extra in wanted if not is_installed(package)]
     if missing:
         fix = f"pip install 'distributed-kd[{','.join(missing)}]'"
         return Finding("packages", "missing", f"the recipe needs what is not installed: {', '.join(missing)}", fix)
@@ -158,12 +156,9 @@ def _packages(recipe: Recipe) -> Finding:
 def _store(recipe: Recipe) -> Finding:
     """A write, a read and a delete."""
     store = Store(recipe.workdir)
-    name, data = f".doctor-{uuid.uuid4().hex}", os.urandom(64)
-    store.put(name, data)
-    try:
+    data = os.urandom(64)
+    with _probe(store, data) as name:
         is_same = store.read(name) == data
-    finally:
-        store.delete(name)
     if not is_same:
         return Finding("store", "missing", f"{store.uri} gave other bytes than were written", "use another store")
     return Finding("store", "ok", f"{store.uri} was written, read and deleted in")
@@ -172,17 +167,24 @@ def _store(recipe: Recipe) -> Finding:
 def _clock(recipe: Recipe) -> Finding:
     """Of this host against the store's, by which leases and rendezvous are judged."""
     store = Store(recipe.workdir)
-    name = f".doctor-{uuid.uuid4().hex}"
     before = time.time()
-    store.put(name, b"dkd")
-    try:
+    with _probe(store, b"dkd") as name:
         skew = store.fs.modified(store.path(name)).timestamp() - (before + time.time()) / 2
-    finally:
-        store.delete(name)
     if abs(skew) > _MOST_SKEW:
         fix = "keep the clocks together (chrony, ntp): leases of a capture are told by them"
         return Finding("clock", "warning", f"{skew:+.0f} s from {store.uri}'s", fix)
     return Finding("clock", "ok", f"within {max(1.0, abs(skew)):.0f} s of {store.uri}'s")
+
+
+@contextmanager
+def _probe(store: Store, data: bytes) -> Iterator[str]:
+    """The name of a file of these bytes, there for the block alone."""
+    name = f".doctor-{uuid.uuid4().hex}"
+    store.put(name, data)
+    try:
+        yield name
+    finally:
+        store.delete(name)
 
 
 def _gib(size: int) -> str:

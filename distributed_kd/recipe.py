@@ -158,8 +158,7 @@ class Capture(Section):
         "processors; gpu: waits for nodes that have some, as a cluster that scales itself from none must be asked",
     )
     threads: Positive = Field(
-        1,
-        description="processors a replica computes with on a CPU, where another number may change the last bits",
+        1, description="processors a replica computes with on a CPU; another number may change the last bits"
     )
     batch_tokens: Positive = Field(4096, description="tokens in one teacher forward, at most (one sequence at least)")
     head_chunk: Positive = Field(256, description="positions whose logits exist at once")

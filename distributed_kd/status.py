@@ -14,12 +14,11 @@ from distributed_kd.errors import RequestError
 from distributed_kd.evaluate.evaluate import FOLDER as REPORT_FOLDER
 from distributed_kd.evaluate.evaluate import REPORT, ReportManifest
 from distributed_kd.store.filesystem import Store
-from distributed_kd.store.manifest import MANIFEST_NAME, Run
+from distributed_kd.store.manifest import Run
 from distributed_kd.student import artifact
 from distributed_kd.student.checkpoint_files import complete_steps
 
 ABSENT, BEGUN, DONE = "absent", "begun", "done"
-_RECIPE = "recipe.yaml"  # which a stage writes when it begins, or with its results
 
 
 def status(workdir: str) -> dict[str, Any]:
@@ -60,7 +59,7 @@ def _arm(store: Store) -> dict[str, Any]:
     manifest = artifact.StudentManifest.read(store)
     if manifest is not None:
         return {"state": DONE, "steps": manifest.steps, "parameters": manifest.parameters, **_seconds(store)}
-    if not store.exists(_RECIPE):
+    if not store.exists(artifact.RECIPE):
         return {"state": ABSENT}
     steps = complete_steps(store.child(artifact.CHECKPOINTS))
     return {"state": BEGUN, "last_checkpoint": steps[-1] if steps else None}
@@ -74,5 +73,5 @@ def _report(store: Store) -> dict[str, Any]:
 
 
 def _seconds(store: Store) -> dict[str, float]:
-    run = Run.read(store) if store.exists(MANIFEST_NAME) else None
+    run = Run.read(store)
     return {} if run is None else {"seconds": run.seconds}

@@ -24,9 +24,13 @@ def launch(module: str, recipe: Recipe, arm: str, processes: int, log: Path) -> 
     with tempfile.TemporaryDirectory(prefix="dkd-ranks-") as folder:
         notes = Notes(folder)
         notes.begin(recipe, arm)
-        command = [
-            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
-            "--master-addr", "127.0.0.1", "--master-port", str(free_port()), "-m", module, folder,
-        ]  # fmt: skip
         console.say(f"train: starting {processes} rank{'s' * (processes > 1)} for the {arm}; their output is in {log}")
-        run_launcher(command, environment, notes, arm, log)
+        run_launcher(command(processes, module, folder), environment, notes, arm, log)
+
+
+def command(processes: int, module: str, *arguments: str) -> list[str]:
+    """`python -m MODULE ARGUMENTS` as so many ranks on this host."""
+    return [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
+        "--master-addr", "127.0.0.1", "--master-port", str(free_port()), "-m", module, *arguments,
+    ]  # fmt: skip

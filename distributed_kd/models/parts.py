@@ -54,8 +54,10 @@ class Head:
             logits = torch.mm(hidden.flatten(0, -2), self.weight.T, out_dtype=torch.float32)
             logits = logits.unflatten(0, hidden.shape[:-1])
             return logits if self.bias is None else logits.add_(self.bias)
-        layer = self.linear or (lambda hidden: torch.nn.functional.linear(hidden, self.weight, self.bias))
-        logits = layer(hidden)
+        if self.linear is None:
+            logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        else:
+            logits = self.linear(hidden)
         return logits if logits.dtype == torch.float64 else logits.float()
 
 

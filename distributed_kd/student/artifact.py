@@ -23,6 +23,7 @@ EXPORT = "export"
 CHECKPOINTS = "checkpoints"
 CURVES = "tensorboard"
 METRICS = "metrics.jsonl"
+RECIPE = "recipe.yaml"  # from when its training begins
 
 # These change how fast training runs, not what is learnt.
 _NOT_IN_FINGERPRINT = {

@@ -23,7 +23,7 @@ from distributed_kd.models.parts import Head
 from distributed_kd.student.divergence import Divergence, over_outcomes
 from distributed_kd.student.position_targets import PositionTargets
 
-_ROWS = 16
+_ROWS = 16  # of a second tensor beside the chunk's
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def logit_gradient(logits: Tensor, targets: PositionTargets, form: Form) -> Chun
     if form.one_softmax:
         soft = _SoftPass(logits, targets, form.divergence)
         grad = soft.gradient(form.alpha, with_softmax=1.0 - form.alpha)
-        log_total = soft.log_total
+        log_total = soft.terms.log_total
     else:
         soft = _SoftPass(logits / form.temperature, targets, form.divergence)
         # alpha T^2 from the loss, 1/T from the chain rule.
@@ -100,9 +100,9 @@ def logit_gradient(logits: Tensor, targets: PositionTargets, form: Form) -> Chun
             log_total = logits.logsumexp(dim=1)
             grad += logits.sub_(log_total[:, None]).exp_().mul_(1.0 - form.alpha)
     if at_label is None:
-        return Chunk(grad, torch.zeros_like(soft.value), soft.value, soft.found.tail)
+        return Chunk(grad, torch.zeros_like(soft.terms.value), soft.terms.value, soft.terms.tail)
     grad.scatter_add_(1, targets.labels[:, None], grad.new_full((len(grad), 1), form.alpha - 1.0))
-    return Chunk(grad, log_total - at_label, soft.value, soft.found.tail)
+    return Chunk(grad, log_total - at_label, soft.terms.value, soft.terms.tail)
 
 
 def _of_labels(logits: Tensor, labels: Tensor) -> Chunk:
@@ -132,12 +132,11 @@ class _SoftPass:
         largest = torch.where(largest == -torch.inf, 0.0, largest)
         self.exponentials = z.sub_(largest[:, None]).exp_()
         log_tail = largest + self.exponentials.sum(dim=1).log()
-        self.found = SoftTerms.of(at_kept, largest, log_tail, targets, divergence)
-        self.value, self.log_total = self.found.value, self.found.log_total
+        self.terms = SoftTerms.of(at_kept, largest, log_tail, targets, divergence)
 
     def gradient(self, weight: float, with_softmax: float) -> Tensor:
         """[n, V]: weight times the gradient of the divergence, and with_softmax * q for what else has it."""
-        of_rest, of_kept = self.found.factors(weight, with_softmax)
+        of_rest, of_kept = self.terms.factors(weight, with_softmax)
         return self.exponentials.mul_(of_rest[:, None]).scatter_add_(1, self.places, of_kept)
 
 

@@ -30,22 +30,24 @@ def chunk_gradient(hidden: Tensor, head: Head, targets: PositionTargets, form: F
     labels = targets.labels if form.hard else None
     found = kept_and_rest(logits, ids, form.temperature, labels, head.scale, head.softcap)
     if form.soft:
-        of_rest, of_softmax, of_kept, chunk = _soft(found, targets, form)
+        of_rest, of_softmax, of_kept, sums = _soft(found, targets, form)
     else:
         of_rest, of_kept = torch.zeros_like(found.largest), found.at_kept
         of_softmax = (found.largest - found.log_rest_at_one).exp()
-        chunk = Chunk(logits, found.log_rest_at_one - found.at_label, of_rest, of_rest)
+        sums = (found.log_rest_at_one - found.at_label, of_rest, of_rest)
     if head.softcap is not None:
         of_kept = of_kept * (1.0 - (found.at_kept / head.softcap) ** 2)
     grad = logits.view(hidden.dtype)[:, : logits.shape[1]]
     _write(logits, grad, ids, labels, found.largest, of_rest, of_softmax, of_kept * head.scale, head, form)
-    return chunk._replace(grad=grad)
+    return Chunk(grad, *sums)
 
 
-def _soft(found: KeptAndRest, targets: PositionTargets, form: Form) -> tuple[Tensor, Tensor, Tensor, Chunk]:
-    """What exp((z - m) / T) and exp(z - m) are multiplied by, [n] each; the gradient at kept ids [n, K]; the loss."""
-    is_empty = targets.ids < 0
-    at_kept = found.at_kept.masked_fill(is_empty, -torch.inf)
+def _soft(
+    found: KeptAndRest, targets: PositionTargets, form: Form
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """What exp((z - m) / T) and exp(z - m) are multiplied by, [n] each; the gradient at kept ids [n, K]; and [n] each
+    a `Chunk`'s cross-entropy, divergence and tail."""
+    at_kept = found.at_kept.masked_fill(targets.ids < 0, -torch.inf)
     terms = SoftTerms.of(
         at_kept / form.temperature, found.largest / form.temperature, found.log_rest, targets, form.divergence
     )
@@ -60,9 +62,9 @@ def _soft(found: KeptAndRest, targets: PositionTargets, form: Form) -> tuple[Ten
         if form.hard:
             of_kept = of_kept + (1.0 - form.alpha) * (at_kept - log_total[:, None]).exp()
     if not form.hard:
-        return of_rest, of_softmax, of_kept, Chunk(nothing, nothing, terms.value, terms.tail)
+        return of_rest, of_softmax, of_kept, (nothing, terms.value, terms.tail)
     of_kept = of_kept + (form.alpha - 1.0) * (targets.ids == targets.labels[:, None])
-    return of_rest, of_softmax, of_kept, Chunk(nothing, log_total - found.at_label, terms.value, terms.tail)
+    return of_rest, of_softmax, of_kept, (log_total - found.at_label, terms.value, terms.tail)
 
 
 def _write(

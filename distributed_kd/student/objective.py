@@ -64,7 +64,8 @@ def linear_distillation_loss(
     once; None: what suits the device.
     """
     form = Form(temperature, alpha, divergence)
-    targets = ids_to_tail(targets, head.rows)
+    if form.soft:
+        targets = ids_to_tail(targets, head.rows)
     if impl == "reference":
         return _reference(hidden, head, targets, form)
     chunk = chunk or chunk_for(hidden.device, head.rows)

@@ -205,11 +205,15 @@ class Tracker:
 def refuse_missing(names: Sequence[str]) -> None:
     """Raises `RequestError` for a tracker whose package is not installed."""
     for name in names:
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:  # a folder called wandb is what wandb itself leaves
+        if not is_installed(name):
             raise RequestError(
                 f"trainer.track {name}: the package {name} is not installed: pip install 'distributed-kd[{name}]'"
             )
+
+
+def is_installed(package: str) -> bool:
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None  # a folder called wandb is what wandb itself leaves
 
 
 def start_trackers(recipe: Recipe, arm: str, store: Store, fingerprint: str, folder: Path) -> list[Tracker]:

@@ -38,7 +38,6 @@ from distributed_kd.student.trackers import refuse_missing
 from distributed_kd.student.worker import number_of_steps, open_cache
 
 _NOTES = "launch"  # beside the artifact, while ranks run on other hosts
-_RECIPE = "recipe.yaml"
 _SHOW_SECONDS = 0.5
 
 
@@ -116,12 +115,12 @@ def _is_due(recipe: Recipe, arm: str, ranks: int) -> bool:
         return False
     _refuse_what_does_not_fit(own, logits, ranks)
     store.check_writable()
-    store.put(_RECIPE, dump(own).encode())
+    store.put(artifact.RECIPE, dump(own).encode())
     return True
 
 
 def _refuse_disk_of_its_own(store: Store) -> None:
-    if not store.exists(_RECIPE):
+    if not store.exists(artifact.RECIPE):
         raise RequestError(
             f"{store.uri} on host {socket.gethostname()} is not that of rank 0: ranks on several hosts need a "
             "`workdir` that all of them see, in a bucket or on a shared disk"

@@ -79,7 +79,7 @@ def run(recipe: Recipe, arm: str, notes: Path, begun: float, watch: Watch) -> No
     if found is not None:
         checkpoints.load(engine, found)
     sequences = Sequences.of(recipe)
-    stream = _stream(recipe, logits, sequences, rank, world)
+    stream = open_stream(recipe, logits, sequences, rank, world)
     tracking = Tracking(recipe, arm, store, key, resumed) if rank == 0 else None
 
     def report(metrics: list[dict[str, Any]]) -> None:
@@ -126,7 +126,7 @@ def open_cache(recipe: Recipe) -> LogitCache:
     return follow(store, Sequences.of(recipe).shards("train")) if recipe.trainer.follow else cache.open(store)
 
 
-def _stream(recipe: Recipe, logits: LogitCache, sequences: Sequences, rank: int, world: int) -> Stream:
+def open_stream(recipe: Recipe, logits: LogitCache, sequences: Sequences, rank: int, world: int) -> Stream:
     trainer = recipe.trainer
     order = GlobalOrder(logits.manifest.fingerprint, trainer.seed, logits.entries.rows, trainer.global_batch)
     return Stream(

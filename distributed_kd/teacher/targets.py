@@ -67,8 +67,7 @@ def top_k(logits: Tensor, k: int, temperatures: tuple[float, ...], p: float = 1.
     logits.sub_(values[:, :1])
     dropped = torch.zeros_like(ids, dtype=torch.bool)
     if p < 1.0:
-        mass = (relative - torch.logsumexp(logits, dim=1, keepdim=True)).exp()
-        dropped = mass.cumsum(dim=1) - mass >= p  # those before it hold p already
+        dropped = _beyond(relative, torch.logsumexp(logits, dim=1, keepdim=True), p)
     rest = logits.scatter_(1, ids, relative.masked_fill(~dropped, -torch.inf))
     ids, relative = ids.masked_fill(dropped, NO_ID), relative.masked_fill(dropped, -torch.inf)
     odds = []
@@ -87,8 +86,7 @@ def top_k_on_device(logits: Tensor, k: int, temperatures: tuple[float, ...], p: 
     at_one, rests = log_rests(logits, ids, values[:, 0], temperatures)
     dropped = torch.zeros_like(ids, dtype=torch.bool)
     if p < 1.0:
-        mass = (relative - torch.logaddexp(at_one, relative.logsumexp(dim=1))[:, None]).exp()
-        dropped = mass.cumsum(dim=1) - mass >= p
+        dropped = _beyond(relative, torch.logaddexp(at_one, relative.logsumexp(dim=1))[:, None], p)
     ids, kept = ids.masked_fill(dropped, NO_ID), relative.masked_fill(dropped, -torch.inf)
     odds = []
     for temperature, rest in zip(temperatures, rests, strict=True):
@@ -96,6 +94,12 @@ def top_k_on_device(logits: Tensor, k: int, temperatures: tuple[float, ...], p: 
             rest = torch.logaddexp(rest, (relative.masked_fill(~dropped, -torch.inf) / temperature).logsumexp(dim=1))
         odds.append(rest - torch.logsumexp(kept / temperature, dim=1))
     return DeviceTargets(ids.to(torch.int32), kept, torch.stack(odds, dim=1), temperatures)
+
+
+def _beyond(logits: Tensor, log_total: Tensor, p: float) -> Tensor:
+    """[n, K] falling logits of the kept ids, and [n, 1] the logsumexp of all: those before which p is held already."""
+    mass = (logits - log_total).exp()
+    return mass.cumsum(dim=1) - mass >= p
 
 
 def full(logits: Tensor, temperatures: tuple[float, ...]) -> DeviceTargets:
