@@ -10,7 +10,13 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
+
+
+def forget_clients() -> None:
+    """fsspec keeps a client for the life of a process, with the endpoint that the environment had when it was made."""
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 def free_port() -> int:
@@ -40,6 +46,8 @@ def bucket() -> Iterator[dict[str, str]]:
         "AWS_DEFAULT_REGION": "us-east-1",
     }  # fmt: skip
     urllib.request.urlopen(urllib.request.Request(f"{endpoint}/bucket", method="PUT"))
+    forget_clients()
     yield environment
+    forget_clients()
     server.terminate()
     server.wait()

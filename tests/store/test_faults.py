@@ -18,6 +18,7 @@ import pytest
 from distributed_kd.errors import StoreError, StoreRefused
 from distributed_kd.store import filesystem
 from distributed_kd.store.filesystem import Store
+from tests.buckets import forget_clients
 from tests.commands import ROOT, dkd, said, write_recipe
 from tests.store.faulty import PASSING, Fault, FaultyProxy, Kind
 
@@ -39,10 +40,6 @@ def proxy(bucket: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[F
     yield made
     made.stop()
     forget_clients()
-
-
-def forget_clients() -> None:
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 @pytest.mark.parametrize("kind", PASSING)
