@@ -39,7 +39,7 @@ import torch
 import transformers
 from process_memory import forget_peak, memory
 
-from distributed_kd.cache.manifest import FOLDER, made_from_of
+from distributed_kd.cache.manifest import made_from_of, store_of
 from distributed_kd.corpus.batch import by_tokens, collate
 from distributed_kd.corpus.prepare import prepare
 from distributed_kd.corpus.sequences import Sequence, Sequences
@@ -47,7 +47,6 @@ from distributed_kd.models.config import load_config, vocabulary_size
 from distributed_kd.models.load import choose_device, load_model, resolve_dtype
 from distributed_kd.models.locate import locate
 from distributed_kd.recipe import Recipe, parse
-from distributed_kd.store.filesystem import Store
 from distributed_kd.teacher.capture import new_manifest, teacher_identity
 from distributed_kd.teacher.network import Network
 from distributed_kd.teacher.replica import SHARDS, Replica
@@ -126,7 +125,7 @@ def _own_forward(recipe: Recipe, keep: bool) -> Callable[[list[Sequence]], Any]:
 
 
 def _capture(recipe: Recipe, sequences: Sequences) -> Callable[[list[int]], int]:
-    store = Store(recipe.workdir).child(FOLDER)
+    store = store_of(recipe)
     shards = [entry.shard for entry in sequences.shards("train")]
     made_from = made_from_of(recipe, sequences.manifest.fingerprint, teacher_identity(recipe, None))
     manifest = new_manifest(recipe, sequences, made_from, len(shards))

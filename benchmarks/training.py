@@ -44,7 +44,7 @@ from distributed_kd.student.model import DistillationModel
 from distributed_kd.student.objective import Loss
 from distributed_kd.student.position_targets import PositionTargets
 from distributed_kd.student.stream import MicroBatch
-from distributed_kd.student.worker import open_cache, open_stream
+from distributed_kd.student.worker import open_rows, open_stream
 from distributed_kd.teacher.network import Network
 from distributed_kd.teacher.targets import DeviceTargets, choose
 
@@ -61,7 +61,7 @@ class Trainee:
     def __init__(self, recipe: Recipe, steps: int) -> None:
         self.recipe = recipe
         trainer = recipe.trainer
-        stream = open_stream(recipe, open_cache(recipe), Sequences.of(recipe), rank=0, world=1)
+        stream = open_stream(recipe, open_rows(recipe), Sequences.of(recipe), rank=0, world=1)
         self.batches = stream.steps(0, steps)
         config = deepspeed_config(trainer, 1)
         model = load_student(recipe, student_folder(recipe))

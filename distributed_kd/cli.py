@@ -57,11 +57,11 @@ def prepare(recipe: RecipePath, overrides: Overrides = None, as_json: Json = Fal
 def cache(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
     """Sequence shards to logit shards, by the teacher."""
     from distributed_kd.cache.inspect import inspect as facts_of
-    from distributed_kd.cache.manifest import FOLDER
+    from distributed_kd.cache.manifest import store_of
 
     loaded = _load(recipe, overrides, as_json)
     stages.cache(loaded)
-    _show(facts_of(f"{loaded.workdir}/{FOLDER}"), as_json)
+    _show(facts_of(store_of(loaded).uri), as_json)
 
 
 @app.command()

@@ -40,8 +40,3 @@ class Stopped(DkdError):
     """The work was asked to stop, and stopped well; the same command goes on."""
 
     exit_code = 0
-
-
-def not_yet(what: str, instead: str) -> RequestError:
-    """The one line for a feature that is named in the design and not built."""
-    return RequestError(f"{what} is not available yet; {instead}")

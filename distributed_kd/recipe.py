@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from distributed_kd.errors import RequestError, not_yet
+from distributed_kd.errors import RequestError
 from distributed_kd.store.failures import without_secrets
 
 
@@ -26,7 +26,9 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class Corpus(Section):
-    source: str | list[str] = Field(description="file or folder, local, s3:// or package:NAME/PATH; or a list of them")
+    source: str | list[str] = Field(
+        description="file or folder, local, s3://, package:NAME/PATH or builtin:NAME; or a list of them"
+    )
     format: Literal["auto", "text", "jsonl", "parquet", "datasets"] = Field(
         "auto",
         description="how to read the source; auto goes by each file's ending (text and jsonl may end in .gz or .zst) "
@@ -58,18 +60,72 @@ class Corpus(Section):
         "causal_lm",
         description="causal_lm: every token is predicted; chat: documents are conversations, rendered by the "
         "tokenizer's chat template, and what the assistant says is predicted; masked_lm: masked tokens are predicted, "
-        "from both sides",
+        "from both sides; classification: the class of each row, a text or an image; frames: the class of each frame "
+        "of a row",
     )
     mask_fraction: float = Field(0.15, gt=0.0, lt=1.0, description="masked_lm: share of a sequence's tokens predicted")
-    views: Positive = Field(1, description="masked_lm: how often each training sequence is there, each masked anew")
+    views: Positive = Field(
+        1,
+        description="masked_lm, classification of images: how often each training row is there, masked or augmented "
+        "anew each time",
+    )
+    features_column: str | None = Field(
+        None,
+        description="frames: the column of a row's features, a list of frames; classification: of an image's numbers "
+        "(rows are texts when not given)",
+    )
+    label_column: str = Field(
+        "label",
+        description="classification: the column of a row's class number; frames: of a list of them, one a frame",
+    )
+    document_column: str | None = Field(
+        None, description="classification, frames: rows alike in this column are of one document, so of one split"
+    )
+    image_shape: tuple[Positive, Positive] | None = Field(None, description="rows and columns of an image; for augment")
+    augment: list[Literal["affine", "elastic", "noise", "cutout", "mixup"]] = Field(
+        default_factory=list, description="classification: what is done to each view of a training image"
+    )
+    label_noise: Fraction = Field(
+        0.0, description="classification: share of the training rows that get a wrong class, to see what it does"
+    )
+    without_classes: list[Annotated[int, Field(ge=0)]] = Field(
+        default_factory=list, description="classification: classes of which no row is trained on"
+    )
 
     @model_validator(mode="after")
-    def _masked_documents_are_not_isolated(self) -> Corpus:
-        if self.task == "masked_lm" and self.packing == "isolate":
-            raise ValueError("packing isolate is for causal_lm and chat; with masked_lm choose concatenate or none")
+    def _task_has_its_keys(self) -> Corpus:
+        if self.task not in ("causal_lm", "chat") and self.packing == "isolate":
+            raise ValueError(f"packing isolate is for causal_lm and chat; with {self.task} choose concatenate or none")
         if self.task == "masked_lm" and self.sequence_length < 3:
             raise ValueError("sequence_length must be 3 at least with masked_lm: two ids begin and end a sequence")
+        if self.task == "frames" and self.features_column is None:
+            raise ValueError("task frames needs `features_column`")
+        if self.task not in ("classification", "frames"):
+            self._refuse_keys("classification and frames", "features_column", "document_column")
+        if self.task != "classification":
+            self._refuse_keys("classification", "label_noise", "without_classes")
+        if self.task != "classification" or self.features_column is None:
+            self._refuse_keys("classification of images", "augment", "image_shape")
+            if self.views > 1 and self.task != "masked_lm":
+                raise ValueError("`views` goes with masked_lm and with the classification of images")
+        if self.augment and self.image_shape is None:
+            raise ValueError("`augment` needs `image_shape`: the rows and columns of an image")
         return self
+
+    def _refuse_keys(self, task: str, *keys: str) -> None:
+        for key in keys:
+            if getattr(self, key) != type(self).model_fields[key].get_default(call_default_factory=True):
+                raise ValueError(f"`{key}` goes with the task of {task}, not with {self.task}")
+
+    @property
+    def takes_features(self) -> bool:
+        """Whether a position is a vector of numbers; else it is a token."""
+        return self.features_column is not None
+
+    @property
+    def is_of_rows(self) -> bool:
+        """Whether each row of the source is a sequence with its labels; else documents are cut into sequences."""
+        return self.task in ("classification", "frames")
 
     @property
     def window(self) -> int:
@@ -89,7 +145,9 @@ class Corpus(Section):
 
 
 class Teacher(Section):
-    model: str = Field(description="path, hub id, package:NAME or a .gguf file")
+    model: str = Field("", description="path, hub id, package:NAME or a .gguf file; the student of `recipe` if given")
+    recipe: str | None = Field(None, description="a recipe whose student is this teacher, trained before anything else")
+    overrides: list[str] = Field(default_factory=list, description="of that recipe, as KEY.PATH=VALUE")
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 where the device computes in it, else float32"
@@ -98,6 +156,12 @@ class Teacher(Section):
     devices_per_replica: Positive = Field(
         1, description="divide the teacher over so many devices of a host, by transformers' plan for its architecture"
     )
+
+    @model_validator(mode="after")
+    def _is_named(self) -> Teacher:
+        if not self.model and self.recipe is None:
+            raise ValueError("a teacher needs `model`, or the `recipe` that makes it")
+        return self
 
 
 class Targets(Section):
@@ -115,6 +179,9 @@ class Targets(Section):
     seed: int = Field(0, description="sample: another seed draws other ids")
     temperatures: list[Annotated[float, Field(gt=0.0)]] = Field(
         [1.0], min_length=1, description="temperatures at which the tail mass is kept exactly"
+    )
+    mean: Literal["arithmetic", "geometric"] = Field(
+        "arithmetic", description="of several teachers: of their probabilities, or of their logits"
     )
 
     @model_validator(mode="after")
@@ -174,6 +241,7 @@ class Capture(Section):
         10.0, gt=0.0, description="a replica in which no position passes the teacher for so long is replaced"
     )
     address: str | None = Field(None, description="Ray cluster address; a local Ray when not given")
+    folder: str = Field("cache", min_length=1, description="of the workdir, that the cache is written to and read from")
 
 
 class Lora(Section):
@@ -190,6 +258,11 @@ class Lora(Section):
 
 class Student(Section):
     model: str | None = Field(None, description="path or hub id whose weights (or configuration) to start from")
+    config: dict[str, Any] | None = Field(
+        None,
+        description="random: a configuration in `model`'s place, of model_type feature_classifier: its features, "
+        "num_labels, context, hidden_sizes and dropout",
+    )
     init: Literal["weights", "teacher_layers", "random"] = Field(
         "weights",
         description="weights: those of `model`; teacher_layers: some of the first teacher's layers; "
@@ -210,6 +283,11 @@ class Student(Section):
                 raise ValueError("init: teacher_layers needs `layers`: a count or a list of layer numbers")
             if self.model is not None:
                 raise ValueError("give either `model` or init: teacher_layers, not both")
+        elif self.config is not None:
+            if self.init != "random" or self.model is not None:
+                raise ValueError("`config` stands in the place of `model`, with init: random")
+            if self.config.get("model_type") != "feature_classifier":
+                raise ValueError("`config` is for model_type: feature_classifier; of others give a folder in `model`")
         elif self.model is None:
             raise ValueError(f"init: {self.init} needs `model`: a path or hub id")
         elif self.layers is not None:
@@ -347,7 +425,9 @@ class Recipe(Section):
     name: str = Field(min_length=1)
     workdir: str
     corpus: Corpus
-    teachers: list[Teacher] = Field(min_length=1)
+    teachers: list[Teacher] = Field(
+        description="one; or several, whose mean is distilled; or none, for a student of hard labels alone"
+    )
     targets: Targets = Targets()
     capture: Capture = Capture()
     student: Student
@@ -404,12 +484,24 @@ class Recipe(Section):
             )
         return self
 
-    def refuse_what_is_not_built(self) -> None:
-        """Raises `RequestError` for values that the design names and this version does not carry."""
-        if self.corpus.task not in ("causal_lm", "chat", "masked_lm"):
-            raise not_yet(f"corpus.task: {self.corpus.task}", "causal_lm, chat and masked_lm are")
-        if len(self.teachers) > 1:
-            raise not_yet("an ensemble of teachers", "name one teacher")
+    @model_validator(mode="after")
+    def _teachers_fit(self) -> Recipe:
+        if len(self.teachers) > 1 and self.trainer.follow:
+            raise ValueError("trainer.follow goes with one teacher: the mean of several is made when all are captured")
+        if self.teachers:
+            return self
+        if self.objective.alpha > 0.0:
+            raise ValueError(f"without teachers objective.alpha must be 0, not {self.objective.alpha:g}")
+        if self.baseline is not None:
+            raise ValueError("without teachers the student is what a baseline would be; set baseline: off")
+        if self.student.init == "teacher_layers" or self.trainer.follow:
+            raise ValueError("student.init: teacher_layers and trainer.follow need a teacher")
+        return self
+
+    def of_teacher(self, place: int) -> Recipe:
+        """The recipe of the cache of one of several teachers, a folder in that of their mean."""
+        capture = self.capture.model_copy(update={"folder": f"{self.capture.folder}/teacher-{place:02d}"})
+        return self.model_copy(update={"teachers": [self.teachers[place]], "capture": capture})
 
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
@@ -429,6 +521,21 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recip
     return parse(data, where=f"recipe {path}")
 
 
+def makers(recipe: Recipe) -> list[Recipe]:
+    """The recipes of those teachers that one makes, in order; each is a student's without such teachers of its own."""
+    found = []
+    for teacher in recipe.teachers:
+        if teacher.recipe is not None:
+            maker = load(teacher.recipe, teacher.overrides)
+            if any(own.recipe is not None for own in maker.teachers):
+                raise RequestError(
+                    f"recipe {teacher.recipe} makes a teacher, so its own teachers cannot have a `recipe`; name their "
+                    "`model`"
+                )
+            found.append(maker)
+    return found
+
+
 def parse(data: dict[str, Any], where: str = "recipe") -> Recipe:
     """Validates a mapping. Raises `RequestError`: one line that names `where`, the key and the remedy."""
     _refuse_secrets(data, where)
@@ -436,8 +543,16 @@ def parse(data: dict[str, Any], where: str = "recipe") -> Recipe:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
         raise RequestError(f"{where}: {_one_line(error)}") from error
-    recipe.refuse_what_is_not_built()
-    return recipe
+    teachers = [_with_model(teacher) for teacher in recipe.teachers]
+    return recipe.model_copy(update={"teachers": teachers})
+
+
+def _with_model(teacher: Teacher) -> Teacher:
+    """With the place of its weights, where a recipe makes them."""
+    if teacher.recipe is None or teacher.model:
+        return teacher
+    workdir = load(teacher.recipe, teacher.overrides).workdir
+    return teacher.model_copy(update={"model": f"{workdir}/student/export"})
 
 
 def _refuse_secrets(data: Any, where: str, key: str = "") -> None:

@@ -6,6 +6,7 @@ runs, so that naming the stages costs nothing.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,18 +20,51 @@ if TYPE_CHECKING:
 
 
 def prepare(recipe: Recipe) -> SequencesManifest:
+    """Teachers that a recipe makes are trained first: what they take decides what sequences are."""
+    from distributed_kd import console
     from distributed_kd.corpus import prepare as stage
+    from distributed_kd.launch.ray_session import ray_session
+    from distributed_kd.recipe import makers
 
-    return stage.prepare(recipe)
+    found = makers(recipe)
+    with ray_session(recipe.capture.address) if found else nullcontext():  # one for all of them
+        for place, maker in enumerate(found, start=1):
+            console.say(f"prepare: teacher {place} of {len(found)} first ({maker.workdir})")
+            prepare(maker)
+            if maker.teachers:
+                cache(maker)
+            train(maker)
+        return stage.prepare(recipe)
 
 
 def cache(recipe: Recipe) -> CacheManifest:
+    """Of several teachers, one cache each and their mean. Raises `RequestError` where there is none."""
+    from distributed_kd.errors import RequestError
     from distributed_kd.student.build import write_initial_weights
     from distributed_kd.teacher.capture import capture
 
-    manifest = capture(recipe, _first_uses(recipe) if recipe.trainer.follow else None)
+    if not recipe.teachers:
+        raise RequestError("the recipe names no teachers, so there is nothing to capture; go on with `dkd train`")
+    if len(recipe.teachers) > 1:
+        manifest = _cache_of_all(recipe)
+    else:
+        manifest = capture(recipe, _first_uses(recipe) if recipe.trainer.follow else None)
     write_initial_weights(recipe)  # while the teacher is at hand: training must not need it
     return manifest
+
+
+def _cache_of_all(recipe: Recipe) -> CacheManifest:
+    from distributed_kd.cache.manifest import store_of
+    from distributed_kd.cache.merge import merge
+    from distributed_kd.launch.ray_session import ray_session
+    from distributed_kd.teacher.capture import capture
+
+    members = [recipe.of_teacher(place) for place in range(len(recipe.teachers))]
+    with ray_session(recipe.capture.address):  # one for all of them
+        for member in members:
+            capture(member)
+    weights = [teacher.weight for teacher in recipe.teachers]
+    return merge([store_of(own).uri for own in members], store_of(recipe).uri, weights, recipe.targets.mean)
 
 
 def _first_uses(recipe: Recipe) -> Callable[[str, np.ndarray], np.ndarray]:
@@ -62,6 +96,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
     if take_place() is not None:
         raise RequestError("`dkd run` starts its ranks itself; with another launcher, start `dkd train` for that stage")
     prepare(recipe)
-    cache(recipe)
+    if recipe.teachers:
+        cache(recipe)
     train(recipe)
     return evaluate(recipe)

@@ -6,13 +6,13 @@ import json
 from typing import Any
 
 from distributed_kd.cache.inspect import inspect
-from distributed_kd.cache.manifest import FOLDER as CACHE_FOLDER
 from distributed_kd.cache.manifest import CacheManifest
 from distributed_kd.corpus.sequences import FOLDER as SEQUENCES_FOLDER
 from distributed_kd.corpus.sequences import SequencesManifest
 from distributed_kd.errors import RequestError
 from distributed_kd.evaluate.evaluate import FOLDER as REPORT_FOLDER
 from distributed_kd.evaluate.evaluate import REPORT, ReportManifest
+from distributed_kd.recipe import Capture
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.manifest import Run
 from distributed_kd.student import artifact
@@ -26,7 +26,7 @@ def status(workdir: str) -> dict[str, Any]:
     store = Store(workdir)
     stages = {
         "prepare": _sequences(store.child(SEQUENCES_FOLDER)),
-        "cache": _cache(store.child(CACHE_FOLDER)),
+        "cache": _cache(store.child(Capture().folder)),
         **{arm: _arm(store.child(arm)) for arm in artifact.ARMS},
         "evaluate": _report(store.child(REPORT_FOLDER)),
     }

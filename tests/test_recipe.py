@@ -41,6 +41,9 @@ def changed(key: str, value: Any) -> dict[str, Any]:
     return data
 
 
+IMAGES = {"source": "x", "task": "classification", "features_column": "image"}
+
+
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
@@ -60,7 +63,14 @@ def changed(key: str, value: Any) -> dict[str, Any]:
         ("trainer.steps", 3, "trainer: give either `steps` or `epochs`"),
         ("trainer.micro_batch", 5, "global_batch 32 is not a multiple of micro_batch 5"),
         ("corpus.validation_fraction", 2, "corpus.validation_fraction: input should be less than or equal to 1"),
-        ("corpus.task", "frames", "corpus.task: frames is not available yet; causal_lm, chat and masked_lm are"),
+        ("corpus.task", "frames", "corpus: task frames needs `features_column`"),
+        ("corpus.features_column", "x", "`features_column` goes with the task of classification and frames, not with"),
+        ("corpus", IMAGES | {"augment": ["noise"]}, "corpus: `augment` needs `image_shape`"),
+        ("corpus", IMAGES | {"features_column": None, "views": 2}, "corpus: `views` goes with masked_lm and with the"),
+        ("corpus", IMAGES | {"packing": "isolate"}, "isolate is for causal_lm and chat; with classification choose"),
+        ("teachers", [], "without teachers objective.alpha must be 0, not 0.5"),
+        ("teachers", [{"dtype": "auto"}], "teachers.0: a teacher needs `model`, or the `recipe` that makes it"),
+        ("student", {"init": "random", "config": {"model_type": "llama"}}, "`config` is for model_type: feature_class"),
         ("targets.method", "sample", "targets: method sample needs `draws`"),
         ("targets.method", "top_p", "targets: method top_p needs `p`"),
         ("targets.p", 0.9, "targets: `p` goes with method top_p, not with top_k"),

@@ -31,7 +31,6 @@ from distributed_kd.store.index import (
 )
 from distributed_kd.store.manifest import Manifest
 
-FOLDER = "cache"
 RECEIPTS = "receipts"
 TABLES_NAME = "tables.bin"
 MAXIMUM_TABLES_BYTES = 1 << 28
@@ -93,6 +92,11 @@ class CacheManifest(Manifest):
             raise RequestError(
                 "the cache's manifest does not say which teacher's files it was made from; make the cache again"
             ) from error
+
+
+def store_of(recipe: Recipe) -> Store:
+    """Where the recipe's cache is."""
+    return Store(recipe.workdir).child(recipe.capture.folder)
 
 
 def read_entries(store: Store, manifest: CacheManifest) -> ShardIndex:

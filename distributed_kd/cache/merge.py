@@ -259,7 +259,7 @@ def _read(store: Store, manifest: CacheManifest, entry: ShardEntry) -> list[Row]
 def _same(one: Sequence, other: Sequence) -> bool:
     return one.sequence_id == other.sequence_id and all(
         np.array_equal(getattr(one, name), getattr(other, name))
-        for name in ("input_ids", "loss_mask", "labels", "documents", "document_lengths")
+        for name in ("input_ids", "loss_mask", "labels", "features", "documents", "document_lengths")
     )
 
 

@@ -37,6 +37,19 @@ class LogitCache:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest.fingerprint
+
+    @property
+    def inputs_sha256(self) -> str:
+        """Of the tokenizer, or of how many features and classes there are."""
+        return self.manifest.tokenizer_sha256
+
+    @property
+    def teacher(self) -> str:
+        return self.manifest.teacher
+
     def __getitem__(self, index: int) -> Row:
         """Sequence `index` in shard order. Raises `IndexError`; `RequestError` when its shard is not good.
 

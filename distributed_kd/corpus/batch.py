@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distributed_kd.corpus.sequences import Sequence
+from distributed_kd.corpus.sequences import NO_LABEL, Sequence
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,16 @@ class Batch:
     present: np.ndarray  # [B, S] bool, False where a row is padded
     loss_mask: np.ndarray  # [B, S] bool
     labels: np.ndarray  # [B, S] int64, -100 where no loss
+    features: np.ndarray | None = None  # [B, S, F] float32, 0 where a row is padded; where positions are no tokens
 
 
 def collate(sequences: list[Sequence]) -> Batch:
+    """Raises `ValueError` for sequences of which some have features and some have none, or other ones."""
     longest = max(len(sequence.input_ids) for sequence in sequences)
     shape = (len(sequences), longest)
     batch = Batch(
         np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, bool), np.zeros(shape, bool),
-        np.full(shape, -100, np.int64),
+        np.full(shape, NO_LABEL, np.int64), _no_features(sequences, shape),
     )  # fmt: skip
     for row, sequence in enumerate(sequences):
         length = len(sequence.input_ids)
@@ -38,7 +40,17 @@ def collate(sequences: list[Sequence]) -> Batch:
         batch.present[row, :length] = True
         batch.loss_mask[row, :length] = sequence.loss_mask
         batch.labels[row, :length] = sequence.labels
+        if batch.features is not None and sequence.features is not None:
+            batch.features[row, :length] = sequence.features
     return batch
+
+
+def _no_features(sequences: list[Sequence], shape: tuple[int, int]) -> np.ndarray | None:
+    widths = {None if sequence.features is None else sequence.features.shape[1] for sequence in sequences}
+    if len(widths) > 1:
+        raise ValueError(f"sequences of different features in one batch: {widths}")
+    width = widths.pop()
+    return None if width is None else np.zeros((*shape, width), np.float32)
 
 
 def by_tokens(sequences: list[Sequence], batch_tokens: int) -> list[list[Sequence]]:

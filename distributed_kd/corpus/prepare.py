@@ -3,16 +3,17 @@
 Three passes of Ray tasks. The first reads pieces of a block of whole files and tokenises them; the second packs what
 came of each, with what its last sequences take of the next; the third cuts the packed blocks, end to end and split by
 split, into shards of `shard_sequences`. What a shard holds follows from the source and the recipe, never from how many
-workers there were nor from where a file was cut. Files in between carry the fingerprint in their names, so an
-interrupted run takes up those that are there.
+workers there were nor from where a file was cut. Rows with labels of their own are not packed: the first pass makes
+sequences of them. Files in between carry the fingerprint in their names, so an interrupted run takes up those that are
+there.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,45 +22,46 @@ import pyarrow as pa
 from distributed_kd import console
 from distributed_kd.corpus.conversation import template_sha256
 from distributed_kd.corpus.cut import Piece, Survey, digest_of, runs_of, survey
+from distributed_kd.corpus.labelled import Inputs, sequences_of
 from distributed_kd.corpus.masking import Masking, views_of
+from distributed_kd.corpus.packed import Packed, find_packed, put_packed, read_packed
 from distributed_kd.corpus.packing import SPLITS, Span, pack, spanned, spans
 from distributed_kd.corpus.sequences import (
     FOLDER,
+    NO_LABEL,
     Sequence,
     SequencesManifest,
     SplitSummary,
     TokenizerIdentity,
     made_from_corpus,
-    rows_to_sequences,
     sequences_to_columns,
 )
 from distributed_kd.corpus.source import SourceFile, list_files
 from distributed_kd.corpus.tokenise import PartFile, parts_of, tokenise
 from distributed_kd.errors import RequestError
 from distributed_kd.launch.ray_session import ray_session, task_errors
-from distributed_kd.models.config import load_config, longest_sequence, refuse_other_task
+from distributed_kd.models.config import (
+    folder_of_config,
+    load_config,
+    longest_sequence,
+    refuse_other_task,
+    vocabulary_size,
+)
 from distributed_kd.models.locate import locate
 from distributed_kd.models.tokenizer import (
     end_of_document,
+    features_sha256,
     load_tokenizer,
     tokenizer_of,
     tokenizer_sha256,
 )
-from distributed_kd.recipe import Corpus, Recipe, Teacher, dump
+from distributed_kd.recipe import Corpus, Recipe, dump
 from distributed_kd.store.digest import fingerprint
 from distributed_kd.store.filesystem import Store
-from distributed_kd.store.index import SHARDS, ShardEntry, put_index, put_shard, table_bytes
+from distributed_kd.store.index import SHARDS, ShardEntry, put_index, put_shard
 from distributed_kd.store.manifest import Run, peak_memory_bytes, refuse_other
 
 BLOCKS = "blocks"
-
-
-@dataclass(frozen=True)
-class _Packed:
-    """What a packed file holds: sequences by split."""
-
-    name: str
-    sequences: dict[str, int]
 
 
 def prepare(recipe: Recipe) -> SequencesManifest:
@@ -68,25 +70,16 @@ def prepare(recipe: Recipe) -> SequencesManifest:
     corpus = recipe.corpus
     store = Store(recipe.workdir).child(FOLDER)
     files = list_files(corpus)
-    _refuse_what_does_not_fit(corpus, recipe.teachers[0])
-    name, revision = tokenizer_of(recipe)
-    folder = locate(name, revision, weights=False)
-    tokenizer = load_tokenizer(folder)
-    identity = TokenizerIdentity(name=name, sha256=tokenizer_sha256(tokenizer), vocabulary_size=len(tokenizer))
-    template = {}
-    masking = None
-    if corpus.task == "chat":
-        template["chat_template_sha256"] = template_sha256(tokenizer, name)
-    elif corpus.task == "masked_lm":
-        masking = Masking.of(tokenizer, name)
-    else:
-        end_of_document(tokenizer, name)
+    name, folder = _model_of(recipe)
+    config = load_config(folder)
+    _refuse_what_does_not_fit(corpus, config, name)
+    identity, more, masking = _inputs_of(recipe, config, name)
     surveys = survey(files, corpus)
     made_from = {
         "corpus": made_from_corpus(corpus),
         "source": digest_of(files, surveys),
         "tokenizer_sha256": identity.sha256,
-        **template,
+        **more,
     }
     found = SequencesManifest.read(store)
     if found is not None:
@@ -99,17 +92,25 @@ def prepare(recipe: Recipe) -> SequencesManifest:
     key = fingerprint(made_from)
     with ray_session(recipe.capture.address):
         blocks = _blocks(files, surveys, corpus)
-        done = iter(_tokenise([task for block in blocks for task in block], (name, revision), corpus, store, key))
-        parts = [[file for _ in block for file in next(done)] for block in blocks]
-        packed = _pack(parts, corpus, masking, store)
+        tasks = [task for block in blocks for task in block]
+        unanswered = 0
+        if corpus.is_of_rows:
+            packed, documents = _label(tasks, config, tokenizer_of(recipe), corpus, store, key)
+        else:
+            done = iter(_tokenise(tasks, tokenizer_of(recipe), corpus, store, key))
+            parts = [[file for _ in block for file in next(done)] for block in blocks]
+            packed = _pack(parts, corpus, masking, store)
+            flat = [file for block in parts for file in block]
+            documents = {split: sum(file.documents[split] for file in flat) for split in SPLITS}
+            unanswered = sum(file.unanswered for file in flat)
         _refuse_empty(packed, corpus)
-        splits, entries = _cut(packed, [file for block in parts for file in block], corpus, store)
+        splits, entries = _cut(packed, documents, corpus, store)
     manifest = SequencesManifest(
         made_from=made_from,
         fingerprint=key,
         tokenizer=identity,
         sequence_length=corpus.sequence_length,
-        packing=corpus.packing,
+        packing="none" if corpus.is_of_rows else corpus.packing,
         splits=splits,
         index=put_index(store, entries),
     )
@@ -118,11 +119,41 @@ def prepare(recipe: Recipe) -> SequencesManifest:
     store.remove_leftovers("", SHARDS)
     manifest.put(store)
     store.delete(BLOCKS)
-    unanswered = sum(file.unanswered for block in parts for file in block)
     if unanswered:
         count = f"{unanswered:,} conversations" if unanswered > 1 else "1 conversation"
         console.say(f"prepare: {count} in which the assistant says nothing left out")
     return manifest
+
+
+def _model_of(recipe: Recipe) -> tuple[str, Path]:
+    """Name and folder of the model that the sequences must fit: the first teacher, or a student without one."""
+    if recipe.teachers:
+        teacher = recipe.teachers[0]
+        return teacher.model, locate(teacher.model, teacher.revision, weights=False)
+    if recipe.student.config is not None:
+        return "student.config", folder_of_config(recipe.student.config)
+    assert recipe.student.model is not None  # the recipe's own rule
+    return recipe.student.model, locate(recipe.student.model, weights=False)
+
+
+def _inputs_of(recipe: Recipe, config: Any, name: str) -> tuple[TokenizerIdentity, dict[str, Any], Masking | None]:
+    """What turns rows into ids, what else decides the sequences, and how they are masked."""
+    corpus = recipe.corpus
+    more: dict[str, Any] = {"classes": vocabulary_size(config)} if corpus.is_of_rows else {}
+    if corpus.takes_features:
+        sha256 = features_sha256(config)
+        return TokenizerIdentity(name=name, sha256=sha256, vocabulary_size=config.num_labels), more, None
+    name, revision = tokenizer_of(recipe)
+    tokenizer = load_tokenizer(locate(name, revision, weights=False))
+    identity = TokenizerIdentity(name=name, sha256=tokenizer_sha256(tokenizer), vocabulary_size=len(tokenizer))
+    masking = None
+    if corpus.task == "chat":
+        more["chat_template_sha256"] = template_sha256(tokenizer, name)
+    elif corpus.task == "masked_lm":
+        masking = Masking.of(tokenizer, name)
+    elif corpus.task == "causal_lm":
+        end_of_document(tokenizer, name)
+    return identity, more, masking
 
 
 def _blocks(files: list[SourceFile], surveys: list[Survey], corpus: Corpus) -> list[list[list[Piece]]]:
@@ -152,7 +183,36 @@ def _tokenise(
     return done
 
 
-def _pack(blocks: list[list[PartFile]], corpus: Corpus, masking: Masking | None, store: Store) -> list[_Packed]:
+def _label(
+    tasks: list[list[Piece]],
+    config: Any,
+    tokenizer: tuple[str, str | None],
+    corpus: Corpus,
+    store: Store,
+    key: str,
+) -> tuple[list[Packed], dict[str, int]]:
+    """Each task's rows as a packed file, and how many documents there are of each split."""
+    import ray
+
+    task = ray.remote(num_cpus=1)(_write_labelled)
+    classes, width = vocabulary_size(config), config.features if corpus.takes_features else None
+    references = [
+        task.remote(pieces, classes, width, tokenizer, corpus, store, f"{_block_name(key, number)}.packed.arrow")
+        for number, pieces in enumerate(tasks)
+    ]
+    done: list[Packed] = []
+    documents: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+    with console.progress("prepare", len(tasks)) as advance, task_errors():
+        for reference in references:
+            packed, own = ray.get(reference)
+            done.append(packed)
+            for split in SPLITS:
+                documents[split].append(own[split])
+            advance(len(done), f"{sum(sum(file.sequences.values()) for file in done):,} sequences")
+    return done, {split: len(np.unique(np.concatenate(found))) for split, found in documents.items()}
+
+
+def _pack(blocks: list[list[PartFile]], corpus: Corpus, masking: Masking | None, store: Store) -> list[Packed]:
     """Packs each file of parts with what its last sequences take of the following ones of its block."""
     import ray
 
@@ -164,7 +224,7 @@ def _pack(blocks: list[list[PartFile]], corpus: Corpus, masking: Masking | None,
             own = {split: found[split][place] for split in SPLITS}
             names = [file.name, *_following(files[place + 1 :], own)]
             references.append(task.remote(names, own, corpus, masking, store))
-    done: list[_Packed] = []
+    done: list[Packed] = []
     with console.progress("pack", len(references)) as advance, task_errors():
         for reference in references:
             done.append(ray.get(reference))
@@ -185,7 +245,7 @@ def _following(files: list[PartFile], own: dict[str, Span]) -> list[str]:
 
 
 def _cut(
-    packed: list[_Packed], parts: list[PartFile], corpus: Corpus, store: Store
+    packed: list[Packed], documents: dict[str, int], corpus: Corpus, store: Store
 ) -> tuple[dict[str, SplitSummary], list[ShardEntry]]:
     """Numbers the shards through the splits and has each written from the rows of the packed files it covers."""
     import ray
@@ -210,25 +270,27 @@ def _cut(
         with task_errors():
             written = ray.get(references)
         splits[split] = SplitSummary(
-            documents=sum(file.documents[split] for file in parts),
+            documents=documents[split],
             sequences=total,
-            positions=sum(entry.positions for entry in written),
+            positions=sum(entry.positions for entry, _ in written),
             first_shard=shard,
             end_shard=shard + len(written),
+            unlabelled=sum(unlabelled for _, unlabelled in written),
         )
         shard += len(written)
         sequence_id += total
-        entries += written
+        entries += [entry for entry, _ in written]
     return splits, entries
 
 
 def _write_packed(
     names: list[str], own: dict[str, Span], corpus: Corpus, masking: Masking | None, store: Store
-) -> _Packed:
-    """Ray task: the sequences that begin in the first file of parts, as one packed file, its rows ordered by split."""
+) -> Packed:
+    """Ray task: the sequences that begin in the first file of parts, as one packed file."""
     name = names[0].removesuffix(".arrow") + ".packed.arrow"
-    if store.exists(name):
-        return _summary(name, pa.ipc.open_file(pa.BufferReader(store.read(name))).read_all())
+    found = find_packed(store, name)
+    if found is not None:
+        return found
     parts = [parts_of(store, part_name) for part_name in names]
     sequences: dict[str, list[Sequence]] = {}
     for split in SPLITS:
@@ -237,48 +299,63 @@ def _write_packed(
         if masking is not None:
             views = corpus.views if split == "train" else 1
             sequences[split] = [view for one in sequences[split] for view in views_of(one, masking, corpus, views)]
-    flat = [sequence for split in SPLITS for sequence in sequences[split]]
-    table = pa.table(sequences_to_columns(flat)).append_column(
-        "split", pa.array([split for split in SPLITS for _ in sequences[split]], pa.string())
-    )
-    store.put(name, table_bytes(table))
-    return _summary(name, table)
+    return put_packed(store, name, sequences)
 
 
-def _summary(name: str, table: pa.Table) -> _Packed:
-    rows = Counter(table.column("split").to_pylist())
-    return _Packed(name, {split: rows[split] for split in SPLITS})
+def _write_labelled(
+    pieces: list[Piece],
+    classes: int,
+    width: int | None,
+    tokenizer: tuple[str, str | None],
+    corpus: Corpus,
+    store: Store,
+    name: str,
+) -> tuple[Packed, dict[str, np.ndarray]]:
+    """Ray task: the pieces' rows as one packed file, and the documents of each split."""
+    found = find_packed(store, name)
+    if found is not None:
+        read = {split: read_packed(store, name, split, 0, count, False) for split, count in found.sequences.items()}
+        return found, _documents_of(read)
+    loaded = load_tokenizer(locate(*tokenizer, weights=False)) if width is None else None
+    sequences = sequences_of(pieces, corpus, Inputs(classes, width, loaded))
+    return put_packed(store, name, sequences), _documents_of(sequences)
+
+
+def _documents_of(sequences: dict[str, list[Sequence]]) -> dict[str, np.ndarray]:
+    """[documents] int64 of each split."""
+    return {
+        split: np.unique(np.concatenate([np.empty(0, np.int64), *(one.documents for one in own)]))
+        for split, own in sequences.items()
+    }
 
 
 def _write_shard(
     covered: list[tuple[str, int, int]], split: str, corpus: Corpus, store: Store, shard: int, first_id: int
-) -> ShardEntry:
-    """Ray task: rows [begin, end) of a split out of each named packed file, as one shard."""
-    sequences: list[Sequence] = []
-    for name, begin, end in covered:
-        table = pa.ipc.open_file(pa.BufferReader(store.read(name))).read_all()
-        rows = np.flatnonzero(np.array(table.column("split").to_pylist(), dtype=object) == split)[begin:end]
-        sequences += rows_to_sequences(table.take(pa.array(rows)), corpus.packing == "isolate")
+) -> tuple[ShardEntry, int]:
+    """Ray task: rows [begin, end) of a split out of each named packed file, as one shard; how many positions of it have
+    no label."""
+    isolated = corpus.packing == "isolate"
+    sequences = [one for name, begin, end in covered for one in read_packed(store, name, split, begin, end, isolated)]
     numbered = [replace(sequence, sequence_id=first_id + place) for place, sequence in enumerate(sequences)]
     table = pa.table(sequences_to_columns(numbered))
-    return put_shard(store, shard, table, sum(sequence.positions for sequence in numbered))
+    unlabelled = sum(int((one.given_labels == NO_LABEL).sum()) for one in numbered if one.given_labels is not None)
+    return put_shard(store, shard, table, sum(sequence.positions for sequence in numbered)), unlabelled
 
 
 def _block_name(key: str, task: int) -> str:
     return f"{BLOCKS}/{key[:16]}-{task:06d}"
 
 
-def _refuse_what_does_not_fit(corpus: Corpus, teacher: Teacher) -> None:
-    config = load_config(locate(teacher.model, teacher.revision, weights=False))
-    refuse_other_task(config, teacher.model, corpus.task)
+def _refuse_what_does_not_fit(corpus: Corpus, config: Any, model: str) -> None:
+    refuse_other_task(config, model, corpus)
     bound, sequence_length = longest_sequence(config), corpus.sequence_length
     if bound is not None and sequence_length > bound:
         raise RequestError(
-            f"corpus.sequence_length {sequence_length} is beyond the teacher's {bound} positions ({teacher.model})"
+            f"corpus.sequence_length {sequence_length} is beyond the teacher's {bound} positions ({model})"
         )
 
 
-def _refuse_empty(packed: list[_Packed], corpus: Corpus) -> None:
+def _refuse_empty(packed: list[Packed], corpus: Corpus) -> None:
     for split, fraction in (
         ("train", 1.0),
         ("validation", corpus.validation_fraction),

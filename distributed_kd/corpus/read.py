@@ -6,12 +6,12 @@ A piece is read as a stream, a line or a batch of rows at a time, so that a file
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from distributed_kd.corpus.bytes_of import BUFFER_BYTES, DamagedError, open_bytes, stretches
+from distributed_kd.corpus.columns import Column, damaged, rows
 from distributed_kd.corpus.conversation import Messages, messages_of
 from distributed_kd.corpus.cut import Piece
 from distributed_kd.corpus.packing import document_id, id_of_digest
@@ -19,9 +19,6 @@ from distributed_kd.corpus.source import SourceFile
 from distributed_kd.errors import RequestError
 from distributed_kd.recipe import Corpus
 from distributed_kd.store.digest import canonical_json
-from distributed_kd.store.filesystem import open_filesystem
-
-_BATCH_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -40,8 +37,7 @@ def documents(piece: Piece, corpus: Corpus) -> Iterator[Document]:
     if piece.file.format == "text":
         yield from _texts(piece)
         return
-    rows = {"jsonl": _json_rows, "parquet": _parquet_rows, "datasets": _arrow_rows}[piece.file.format]
-    for place, value in rows(piece, _column(corpus)):
+    for place, (value,) in rows(piece, [_column(corpus)]):
         yield _document(place, value, corpus)
 
 
@@ -60,11 +56,10 @@ def _document(place: str, value: Any, corpus: Corpus) -> Document:
         raise RequestError(f"{place} holds half a surrogate pair, which is no text; repair that row") from error
 
 
-def _column(corpus: Corpus) -> tuple[str, str]:
-    """(the recipe's key, the column's name) of what is read."""
+def _column(corpus: Corpus) -> Column:
     if corpus.task == "chat":
-        return "messages_column", corpus.messages_column
-    return "text_column", corpus.text_column
+        return Column("messages_column", corpus.messages_column)
+    return Column("text_column", corpus.text_column)
 
 
 def _texts(piece: Piece) -> Iterator[Document]:
@@ -84,7 +79,7 @@ def _texts(piece: Piece) -> Iterator[Document]:
                 yield Document(identity, text, file.uri, begins=place == 0, ends=ends)
                 place, left, part = place + len(part), left - len(part), following
     except DamagedError as error:
-        raise _damaged(f"{file.uri} after byte {place} of its text", file, error) from error
+        raise damaged(f"{file.uri} after byte {place} of its text", file, error) from error
 
 
 def _id_of_all(file: SourceFile) -> int:
@@ -102,123 +97,3 @@ def _decode(data: bytes, uri: str, offset: int) -> str:
         raise RequestError(
             f"{uri} is not UTF-8: byte {offset + error.start} cannot be decoded; convert the file first"
         ) from error
-
-
-def _json_rows(piece: Piece, column: tuple[str, str]) -> Iterator[tuple[str, Any]]:
-    uri, number = piece.file.uri, piece.before
-    left = piece.end - piece.begin
-    try:
-        with open_bytes(piece.file, piece.begin) as stream:
-            for line in stream:
-                number += 1
-                if line.strip():
-                    place = f"{uri} line {number}"
-                    yield place, _json_value(line, column, place)
-                left -= len(line)
-                if left <= 0 and piece.file.compression is None:
-                    return
-    except DamagedError as error:
-        raise _damaged(f"{uri} after line {number}", piece.file, error) from error
-
-
-def _damaged(where: str, file: SourceFile, error: DamagedError) -> RequestError:
-    return RequestError(f"{where}: what follows is no {file.compression}, or not all of it ({error}); copy it again")
-
-
-def _json_value(line: bytes, column: tuple[str, str], place: str) -> Any:
-    key, name = column
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise RequestError(
-            f"{place} is not UTF-8: byte {error.start} of the line cannot be decoded; convert the file first"
-        ) from error
-    except json.JSONDecodeError as error:
-        raise RequestError(f"{place} is not JSON: {error.msg} at column {error.colno}") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand brackets
-        raise RequestError(f"{place} is no JSON that this reads: {error}") from error
-    if not isinstance(row, dict) or name not in row:
-        keys = ", ".join(sorted(row)) if isinstance(row, dict) else type(row).__name__
-        raise RequestError(f"{place} has no column {name!r} (it has: {keys}); set corpus.{key}")
-    return row[name]
-
-
-def _parquet_rows(piece: Piece, column: tuple[str, str]) -> Iterator[tuple[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    uri, row = piece.file.uri, piece.before
-    fs, path = open_filesystem(uri)
-    with fs.open(path, "rb") as stream:
-        try:
-            # A buffer: without one a whole column of a row group is held.
-            table = pq.ParquetFile(stream, buffer_size=BUFFER_BYTES, pre_buffer=False)
-            _check_column(table.schema_arrow, column, uri)
-            groups = list(range(piece.begin, piece.end))
-            for batch in table.iter_batches(_BATCH_ROWS, groups, columns=[column[1]], use_threads=False):
-                yield from _values(batch, column, uri, row)
-                row += batch.num_rows
-        except (pa.ArrowException, OSError) as error:
-            raise RequestError(f"{uri} is damaged after row {row}: {' '.join(str(error).split())}") from error
-
-
-def _arrow_rows(piece: Piece, column: tuple[str, str]) -> Iterator[tuple[str, Any]]:
-    """The record batches of an Arrow stream between two bytes of it, by the schema at its beginning."""
-    import pyarrow as pa
-
-    uri, row = piece.file.uri, piece.before
-    fs, path = open_filesystem(uri)
-    with fs.open(path, "rb") as raw:
-        try:
-            stream = pa.PythonFile(raw, "r")
-            schema = pa.ipc.read_schema(pa.ipc.read_message(stream))
-            _check_column(schema, column, uri)
-            if piece.begin:
-                stream.seek(piece.begin)
-            while stream.tell() < piece.end:
-                try:
-                    message = pa.ipc.read_message(stream)
-                except EOFError:
-                    break
-                if message.type != "record batch":
-                    continue
-                batch = pa.ipc.read_record_batch(message, schema)
-                yield from _values(batch, column, uri, row)
-                row += batch.num_rows
-        except (pa.ArrowException, OSError, EOFError) as error:
-            raise RequestError(
-                f"{uri} is no whole Arrow stream after row {row}: {' '.join(str(error).split())}; save it again"
-            ) from error
-
-
-def _check_column(schema: Any, column: tuple[str, str], uri: str) -> None:
-    """Raises `RequestError` unless the column is there, a text or a list of messages."""
-    import pyarrow.types as types
-
-    key, name = column
-    if name not in schema.names:
-        raise RequestError(f"{uri} has no column {name!r} (it has: {', '.join(schema.names)}); set corpus.{key}")
-    kind = schema.field(name).type
-    wanted = "a text"
-    fits = _is_text(kind)
-    if key == "messages_column":
-        wanted = "a list of messages of role and content"
-        fits = (types.is_list(kind) or types.is_large_list(kind)) and types.is_struct(kind.value_type)
-        fits = fits and all(
-            kind.value_type.get_field_index(part) >= 0 and _is_text(kind.value_type.field(part).type)
-            for part in ("role", "content")
-        )
-    if not fits:
-        raise RequestError(f"{uri}: column {name!r} is {kind}, not {wanted}")
-
-
-def _is_text(kind: Any) -> bool:
-    import pyarrow.types as types
-
-    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-
-
-def _values(batch: Any, column: tuple[str, str], uri: str, row: int) -> Iterator[tuple[str, Any]]:
-    empty: Any = [] if column[0] == "messages_column" else ""  # what no value stands for
-    for number, value in enumerate(batch.column(batch.schema.get_field_index(column[1])).to_pylist(), start=row + 1):
-        yield f"{uri} row {number}", empty if value is None else value

@@ -1,6 +1,7 @@
 """The sequences artifact: packed token ids with their documents and loss mask, in shards.
 
-Position `t` of a causal sequence predicts token `t + 1`; a masked sequence gives the label of each scored position.
+Position `t` of a causal sequence predicts token `t + 1`; any other gives the label of each scored position. Where a
+position is an image or a frame of speech and no token, its ids are 0 and `features` has its numbers.
 `loss_mask` says which positions carry loss: only those are captured, stored and trained on. Shards are numbered
 through, training first, and the manifest says which numbers belong to which split. Layout: `manifest.json`,
 `index.arrow`, `shards/NNNNNNNN.arrow`.
@@ -17,9 +18,11 @@ from pydantic import BaseModel
 
 from distributed_kd.errors import RequestError
 from distributed_kd.recipe import Corpus, Recipe
+from distributed_kd.store.arrow import table_of
 from distributed_kd.store.digest import differences
+from distributed_kd.store.disk_cache import DiskCache
 from distributed_kd.store.filesystem import Store
-from distributed_kd.store.index import IndexReference, ShardIndex, read_index, read_shard, shard_name
+from distributed_kd.store.index import IndexReference, ShardIndex, read_index, read_known, shard_name
 from distributed_kd.store.manifest import Manifest
 
 FOLDER = "sequences"
@@ -35,8 +38,11 @@ SCHEMA = pa.schema(
         ("document_lengths", pa.list_(pa.int32())),
     ]
 )
-LABELS = pa.field("labels", pa.list_(pa.int32()))  # a column more, where labels are not the next ids
-COLUMNS = {*SCHEMA.names, LABELS.name}
+# Columns more: where labels are not the next ids, and where positions are no tokens.
+LABELS = pa.field("labels", pa.list_(pa.int32()))
+FEATURES = pa.field("features", pa.list_(pa.float32()))
+COLUMNS = {*SCHEMA.names, LABELS.name, FEATURES.name}
+NO_LABEL = -100
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,7 @@ class Sequence:
     document_lengths: np.ndarray  # [runs] int32, summing to S
     isolated: bool  # whether a document sees only itself
     given_labels: np.ndarray | None = None  # [positions] int32, where labels are not the next ids
+    features: np.ndarray | None = None  # [S, F] float32, where positions are no tokens
 
     @property
     def positions(self) -> int:
@@ -64,11 +71,11 @@ class Sequence:
 
     @property
     def labels(self) -> np.ndarray:
-        """[S] int64: at positions that carry loss the next id, or what is given; -100 elsewhere."""
+        """[S] int64: at positions that carry loss the next id, or what is given; `NO_LABEL` elsewhere."""
         if self.given_labels is None:
-            shifted = np.append(self.input_ids[1:], -100).astype(np.int64)
-            return np.where(self.loss_mask, shifted, -100)
-        labels = np.full(len(self.input_ids), -100, np.int64)
+            shifted = np.append(self.input_ids[1:], NO_LABEL).astype(np.int64)
+            return np.where(self.loss_mask, shifted, NO_LABEL)
+        labels = np.full(len(self.input_ids), NO_LABEL, np.int64)
         labels[self.loss_mask] = self.given_labels
         return labels
 
@@ -92,6 +99,7 @@ class SplitSummary(BaseModel):
     positions: int
     first_shard: int
     end_shard: int
+    unlabelled: int = 0  # positions with no hard label
 
 
 class SequencesManifest(Manifest):
@@ -104,11 +112,22 @@ class SequencesManifest(Manifest):
     index: IndexReference
 
 
+_OF_ROWS = {"features_column", "label_column", "document_column", "label_noise", "without_classes"}
+_OF_IMAGES = {"image_shape", "augment"}
+_OF_DOCUMENTS = {"packing", "sequences_per_document"}
+
+
 def made_from_corpus(corpus: Corpus) -> dict[str, Any]:
     """What of the recipe's corpus decides what sequences are."""
-    not_read = {"text_column" if corpus.task == "chat" else "messages_column"}
+    are_images = corpus.task == "classification" and corpus.takes_features
+    not_read = _OF_DOCUMENTS if corpus.is_of_rows else _OF_ROWS
+    not_read = not_read | ({"messages_column"} if corpus.task != "chat" else {"text_column"})
+    if corpus.takes_features:
+        not_read |= {"text_column"}
     if corpus.task != "masked_lm":
-        not_read |= {"mask_fraction", "views"}
+        not_read |= {"mask_fraction"}
+    if not are_images:
+        not_read |= _OF_IMAGES | (set() if corpus.task == "masked_lm" else {"views"})
     return corpus.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT | not_read)
 
 
@@ -152,7 +171,19 @@ class Sequences:
         return self._entries[summary.first_shard : summary.end_shard]
 
     def read(self, shard: int) -> list[Sequence]:
-        table = read_shard(self.store, self._entries[shard])
+        return self.rows(shard, self.table(shard))
+
+    def table(self, shard: int, disk: DiskCache | None = None) -> pa.Table:
+        """The shard, checked and not decoded, kept on `disk` for the next who wants it."""
+        entry, name = self._entries[shard], shard_name(shard)
+
+        def known() -> bytes:
+            return read_known(self.store, name, entry, "make the artifact again")
+
+        return table_of(known() if disk is None else disk.read(entry.sha256, known), f"{self.store.uri}/{name}")
+
+    def rows(self, shard: int, table: pa.Table) -> list[Sequence]:
+        """The sequences in the table of a shard, or in a slice of it."""
         try:
             return rows_to_sequences(table, self.manifest.packing == "isolate")
         except ValueError as error:
@@ -178,14 +209,18 @@ def sequences_to_columns(sequences: list[Sequence]) -> dict[str, pa.Array]:
     if given:
         assert len(given) == len(sequences)  # of one task
         columns[LABELS.name] = lists(given, pa.int32())
+    features = [sequence.features.ravel() for sequence in sequences if sequence.features is not None]
+    if features:
+        assert len(features) == len(sequences)
+        columns[FEATURES.name] = lists(features, pa.float32())
     return columns
 
 
 def rows_to_sequences(table: pa.Table, isolated: bool) -> list[Sequence]:
     """The inverse of `sequences_to_columns`; further columns are ignored. Raises `ValueError` for what is not one."""
     values, lengths = {}, {}
-    given = LABELS.name in table.column_names
-    for field in [*SCHEMA, LABELS] if given else SCHEMA:
+    more = [field for field in (LABELS, FEATURES) if field.name in table.column_names]
+    for field in [*SCHEMA, *more]:
         column = one_chunk(table, field.name)
         if column.type != field.type:
             raise ValueError(f"column {field.name} is {column.type}, not {field.type}")
@@ -213,11 +248,23 @@ def rows_to_sequences(table: pa.Table, isolated: bool) -> list[Sequence]:
         strict=True,
     )  # fmt: skip
     sequences = [Sequence(*row, isolated=isolated) for row in columns]
-    if not given:
-        return sequences
-    if not np.array_equal(lengths[LABELS.name], [sequence.positions for sequence in sequences]):
-        raise ValueError("a sequence has more labels than scored positions, or fewer")
-    return [replace(one, given_labels=own) for one, own in zip(sequences, split(LABELS.name), strict=True)]
+    if LABELS in more:
+        if not np.array_equal(lengths[LABELS.name], [sequence.positions for sequence in sequences]):
+            raise ValueError("a sequence has more labels than scored positions, or fewer")
+        sequences = [replace(one, given_labels=own) for one, own in zip(sequences, split(LABELS.name), strict=True)]
+    if FEATURES in more:
+        width = _width(lengths[FEATURES.name], lengths["input_ids"])
+        rows = (own.reshape(-1, width) for own in split(FEATURES.name))
+        sequences = [replace(one, features=own) for one, own in zip(sequences, rows, strict=True)]
+    return sequences
+
+
+def _width(numbers: np.ndarray, positions: np.ndarray) -> int:
+    """F of sequences with so many numbers and positions each. Raises `ValueError` where it is not one for all."""
+    width = int(numbers[0] // max(1, positions[0])) if len(numbers) else 1
+    if width < 1 or not np.array_equal(numbers, positions * width):
+        raise ValueError("a sequence's features are not of one width, or not as many as its positions")
+    return width
 
 
 def one_chunk(table: pa.Table, name: str) -> pa.Array:

@@ -11,6 +11,7 @@ import posixpath
 from dataclasses import dataclass
 from typing import Any
 
+from distributed_kd.corpus import builtin
 from distributed_kd.errors import RequestError
 from distributed_kd.models.locate import PACKAGE_PREFIX, resolve_package
 from distributed_kd.recipe import Corpus
@@ -34,7 +35,8 @@ def list_files(corpus: Corpus) -> list[SourceFile]:
     """The source's files in reading order. Raises `RequestError` when there is nothing to read."""
     files: list[SourceFile] = []
     for source in corpus.sources:
-        uri = str(resolve_package(source)) if source.startswith(PACKAGE_PREFIX) else source
+        uri = builtin.resolve(source)
+        uri = str(resolve_package(uri)) if uri.startswith(PACKAGE_PREFIX) else uri
         fs, path = open_filesystem(uri)
         found = fs.find(path, detail=True)  # a file finds itself
         if not found:

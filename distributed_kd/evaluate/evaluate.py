@@ -11,13 +11,13 @@ import torch
 
 from distributed_kd import console
 from distributed_kd.cache.inspect import inspect
-from distributed_kd.cache.manifest import FOLDER as CACHE_FOLDER
+from distributed_kd.cache.manifest import store_of
 from distributed_kd.corpus.sequences import FOLDER as SEQUENCES_FOLDER
-from distributed_kd.corpus.sequences import Sequence, Sequences
+from distributed_kd.corpus.sequences import NO_LABEL, Sequence, Sequences
 from distributed_kd.errors import RequestError
 from distributed_kd.evaluate import measures
 from distributed_kd.evaluate.page import render
-from distributed_kd.evaluate.scores import TEACHER, score
+from distributed_kd.evaluate.scores import ENSEMBLE, Scores, score
 from distributed_kd.models import parts
 from distributed_kd.models.load import choose_device, load_model, resolve_dtype
 from distributed_kd.models.locate import locate
@@ -31,6 +31,7 @@ from distributed_kd.student.artifact import ARMS, EXPORT, StudentManifest, read_
 FOLDER = "report"
 REPORT = "report.json"
 PAGE = "report.html"
+TEACHER = "teacher"  # of several, their mean in each figure
 
 
 class ReportManifest(Manifest):
@@ -44,11 +45,11 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
     workdir = Store(recipe.workdir)
     store = workdir.child(FOLDER)
     sequences = Sequences.of(recipe)
-    cache_facts = inspect(workdir.child(CACHE_FOLDER).uri)
+    cache = {"cache": inspect(store_of(recipe).uri)} if recipe.teachers else {}
     arms = _finished_arms(workdir, recipe)
     made_from = {
         "sequences": sequences.manifest.fingerprint,
-        "cache": cache_facts["fingerprint"],
+        **{name: facts["fingerprint"] for name, facts in cache.items()},
         "evaluate": recipe.evaluate.model_dump(mode="json"),
         **{arm: manifest.fingerprint for arm, manifest in arms.items()},
     }
@@ -60,13 +61,18 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
     store.check_writable()
 
     held_out = [row for entry in sequences.shards(recipe.evaluate.split) for row in sequences.read(entry.shard)]
+    if any((sequence.labels[sequence.loss_mask] == NO_LABEL).any() for sequence in held_out):
+        raise RequestError(
+            f"{sequences.store.uri}: positions of the {recipe.evaluate.split} split have no label to be held to; keep "
+            "rows without one out of it"
+        )
     if not held_out:
         split = recipe.evaluate.split
         raise RequestError(f"{sequences.store.uri} holds no {split} sequence; set corpus.{split}_fraction")
     report, scores = _score(recipe, workdir, held_out, list(arms))
     report |= {
-        "cache": cache_facts,
-        "stages": _stages(workdir, list(arms)),
+        **cache,
+        "stages": _stages(recipe, list(arms)),
         "recipe": recipe.model_dump(mode="json"),
         "fingerprints": {key: value for key, value in made_from.items() if key != "evaluate"},
     }
@@ -93,23 +99,30 @@ def _finished_arms(workdir: Store, recipe: Recipe) -> dict[str, StudentManifest]
 
 def _score(
     recipe: Recipe, workdir: Store, held_out: list[Sequence], arms: list[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, Any], dict[str, Scores]]:
     device = choose_device()
-    teacher = recipe.teachers[0]
-    dtype = resolve_dtype(teacher.dtype, device)
-    models = {TEACHER: load_model(locate(teacher.model, teacher.revision), dtype, device)}
+    many = len(recipe.teachers) > 1
+    teachers = {f"{TEACHER}-{place:02d}" if many else TEACHER: spec for place, spec in enumerate(recipe.teachers)}
+    models = {
+        name: load_model(locate(spec.model, spec.revision), resolve_dtype(spec.dtype, device), device)
+        for name, spec in teachers.items()
+    }
     for arm in arms:
         models[arm] = load_model(as_local_folder(workdir, f"{arm}/{EXPORT}"), torch.float32, device)
     for model in models.values():
         parts.check(model)
     documents = np.concatenate([sequence.position_documents for sequence in held_out])
+    weights = {name: spec.weight for name, spec in teachers.items()}
     with console.progress("evaluate", len(documents)) as advance:
-        scores = score(models, held_out, recipe.capture.batch_tokens, recipe.capture.head_chunk, advance)
+        scores = score(models, weights, held_out, recipe.capture.batch_tokens, recipe.capture.head_chunk, advance)
     own = {name: measures.figures(value) for name, value in scores.items()}
-    teachers = own[TEACHER]["accuracy"]
+    members = [own.pop(name) for name in teachers] if many else []
+    if members:
+        own = {TEACHER: {key: float(np.mean([one[key] for one in members])) for key in members[0]}} | own
+    taught_by = own.get(ENSEMBLE, own.get(TEACHER))
     report: dict[str, Any] = {
         "models": own,
-        "retention": own["student"]["accuracy"] / teachers if teachers else None,
+        "retention": _ratio(own["student"]["accuracy"], taught_by["accuracy"] if taught_by else None),
         "held_out": {
             "split": recipe.evaluate.split,
             "documents": len(np.unique(documents)),
@@ -117,22 +130,39 @@ def _score(
             "positions": len(documents),
         },
     }
+    bootstrap = recipe.evaluate.bootstrap
     if "baseline" in scores:
-        report["differences"] = measures.differences(
-            scores["student"], scores["baseline"], documents, recipe.evaluate.bootstrap
-        )
+        report["differences"] = measures.differences(scores["student"], scores["baseline"], documents, bootstrap)
         report["documents_won"] = measures.documents_won(scores["student"], scores["baseline"], documents)
-    return report, scores
+    if members:
+        report["members"] = members
+        if "baseline" in scores:
+            found = measures.transferred_share(
+                scores["student"], scores["baseline"], scores[ENSEMBLE], documents, bootstrap
+            )
+            report["transferred_share"], report["transferred_share_interval"] = found or (None, None)
+    return report, {name: value for name, value in scores.items() if name in own}
 
 
-def _stages(workdir: Store, arms: list[str]) -> dict[str, Any]:
-    """Seconds and peak memory by stage; training is the sum of its arms."""
-    runs = {name: Run.read(workdir.child(name)) for name in (SEQUENCES_FOLDER, CACHE_FOLDER, *arms)}
-    known = {name: run for name, run in runs.items() if run is not None}
-    training = [known[arm] for arm in arms if arm in known]
-    named = {"prepare": known.get(SEQUENCES_FOLDER), "cache": known.get(CACHE_FOLDER)}
-    stages: dict[str, Any] = {name: run.__dict__ for name, run in named.items() if run is not None}
-    stages["train"] = Run(
-        sum(run.seconds for run in training), max((run.peak_memory_bytes for run in training), default=0)
-    ).__dict__
+def _ratio(value: float, other: float | None) -> float | None:
+    return value / other if other else None
+
+
+def _stages(recipe: Recipe, arms: list[str]) -> dict[str, Any]:
+    """Seconds and peak memory by stage; training is the sum of its arms, the cache that of several teachers' too."""
+    workdir = Store(recipe.workdir)
+    caches = [store_of(recipe)] if recipe.teachers else []
+    if len(recipe.teachers) > 1:
+        caches += [store_of(recipe.of_teacher(place)) for place in range(len(recipe.teachers))]
+    stages: dict[str, Any] = {}
+    for name, stores in (("prepare", [workdir.child(SEQUENCES_FOLDER)]), ("cache", caches)):
+        runs = [run for run in map(Run.read, stores) if run is not None]
+        if runs:
+            stages[name] = _sum(runs).__dict__
+    training = [run for run in (Run.read(workdir.child(arm)) for arm in arms) if run is not None]
+    stages["train"] = _sum(training).__dict__
     return stages
+
+
+def _sum(runs: list[Run]) -> Run:
+    return Run(sum(run.seconds for run in runs), max((run.peak_memory_bytes for run in runs), default=0))

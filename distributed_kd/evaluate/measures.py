@@ -19,11 +19,11 @@ _MEANS = ("positions", "cross_entropy", "kl_from_teacher", "agreement", "accurac
 
 
 def figures(scores: Scores) -> dict[str, Any]:
-    """What `report.json` says of a model."""
+    """What `report.json` says of a model; without a teacher nothing that takes one."""
     sums = document_sums(scores, np.zeros(len(scores.correct), np.int64)).sum(axis=0, keepdims=True)
     positions = len(scores.correct)
     return {
-        **{name: float(value[0]) for name, value in _figures(sums).items()},
+        **{name: float(value[0]) for name, value in _figures(sums).items() if not np.isnan(value[0])},
         "parameters": scores.parameters,
         "positions_per_second": positions / scores.seconds,
     }
@@ -38,7 +38,7 @@ def differences(
     """
     own, other = document_sums(student, documents), document_sums(baseline, documents)
     count = len(own)
-    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1.0 / count), size=resamples)
+    weights = _resampled(count, resamples, seed)
     whole = np.ones((1, count))
     drawn = _difference(weights @ own, weights @ other)
     value = _difference(whole @ own, whole @ other)
@@ -49,6 +49,36 @@ def differences(
         }
         for name in FIGURES
     }
+
+
+def transferred_share(
+    student: Scores, baseline: Scores, ensemble: Scores, documents: np.ndarray, resamples: int, seed: int = 0
+) -> tuple[float, list[float]] | None:
+    """How much of the ensemble's gain in accuracy over the baseline the student has, and its 95% interval.
+
+    (student - baseline) / (ensemble - baseline), as Hinton, Vinyals and Dean (2015) have it. None where the ensemble
+    has no gain; where it has none in a resample, that one counts as an end of the interval.
+    """
+    own, base, best = (document_sums(one, documents) for one in (student, baseline, ensemble))
+    if _accuracy(best.sum(axis=0)) <= _accuracy(base.sum(axis=0)):
+        return None
+    weights = _resampled(len(own), resamples, seed)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value, drawn = (
+            (_accuracy(rows @ own) - _accuracy(rows @ base)) / (_accuracy(rows @ best) - _accuracy(rows @ base))
+            for rows in (np.ones(len(own)), weights)
+        )
+    edges = np.nanquantile(drawn, [0.025, 0.975])
+    return float(value), [float(edge) for edge in edges]
+
+
+def _accuracy(sums: np.ndarray) -> np.ndarray:
+    return sums[..., _MEANS.index("accuracy")] / sums[..., 0]
+
+
+def _resampled(count: int, resamples: int, seed: int) -> np.ndarray:
+    """[resamples, count]: how often each document is in a resample."""
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1.0 / count), size=resamples)
 
 
 def documents_won(student: Scores, baseline: Scores, documents: np.ndarray) -> int:

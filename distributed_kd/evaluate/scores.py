@@ -1,11 +1,13 @@
 """Scoring models on held-out sequences, position by position, against the teacher's full distribution.
 
-All models see the same batches; the head is applied in chunks of positions, so that [B, S, V] never exists.
+That of several teachers is the mean of theirs, which is scored as a model of its own. All models see the same batches;
+the head is applied in chunks of positions, so that [B, S, V] never exists.
 Shapes: n positions of a chunk, V vocabulary.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +21,7 @@ from distributed_kd.corpus.batch import by_tokens, collate
 from distributed_kd.corpus.sequences import Sequence
 from distributed_kd.models import parts
 
-TEACHER = "teacher"
+ENSEMBLE = "ensemble"
 
 
 @dataclass
@@ -27,8 +29,8 @@ class Scores:
     """One row a scored position, in reading order; `seconds` is what the model's own forward took."""
 
     cross_entropy: np.ndarray  # nats, of the next id
-    kl_from_teacher: np.ndarray  # nats, KL(teacher || model) at T = 1
-    agrees: np.ndarray  # bool, same argmax as the teacher
+    kl_from_teacher: np.ndarray  # nats, KL(teacher || model) at T = 1; nan without a teacher, as is
+    agrees: np.ndarray  # 1 where it has the teacher's argmax, else 0
     correct: np.ndarray  # bool, argmax is the next id
     confidence: np.ndarray  # probability of the argmax
     seconds: float
@@ -47,12 +49,18 @@ class _Tally:
 @torch.inference_mode()
 def score(
     models: dict[str, Any],
+    teachers: dict[str, float],
     sequences: list[Sequence],
     batch_tokens: int,
     head_chunk: int,
     advance: Callable[[int], None],
 ) -> dict[str, Scores]:
-    """Scores each model by name; one of them is the teacher. `advance` is told the positions done."""
+    """Scores each model by name, and with several `teachers` their `ENSEMBLE`. `advance` is told the positions done.
+
+    teachers: which of the models are, each with its weight in the mean of their probabilities; none, if there is none.
+    """
+    shares = {name: math.log(weight / sum(teachers.values())) for name, weight in teachers.items()}
+    mean: list[np.ndarray] = []
     tallies = {name: _Tally(model, parts.body_of(model), parts.head_of(model)) for name, model in models.items()}
     done = 0
     for group in by_tokens(sequences, batch_tokens):
@@ -63,13 +71,22 @@ def score(
         for begin in range(0, len(labels), head_chunk):
             chunk = slice(begin, begin + head_chunk)
             logits = {name: _timed(tally, _logits, tally.head, hidden[name][chunk]) for name, tally in tallies.items()}
-            teacher = logits[TEACHER].log_softmax(dim=1)
+            own = [logits[name].log_softmax(dim=1) + share for name, share in shares.items()]
+            teacher = torch.stack(own).logsumexp(dim=0) if len(own) > 1 else own[0] if own else None
+            device_labels = labels[chunk].to(next(iter(logits.values())).device)
             for name, tally in tallies.items():
-                device_labels = labels[chunk].to(teacher.device)
                 tally.rows.append(_rows(logits[name], teacher, device_labels).cpu().numpy())
+            if teacher is not None and len(own) > 1:
+                mean.append(_rows(teacher, teacher, device_labels).cpu().numpy())
         done += len(labels)
         advance(done)
-    return {name: _scores(tally) for name, tally in tallies.items()}
+    scores = {name: _scores(tally.rows, tally.seconds, _parameters(tally.model)) for name, tally in tallies.items()}
+    if mean:
+        seconds, parameters = (
+            sum(getattr(scores[name], key) for name in teachers) for key in ("seconds", "parameters")
+        )
+        scores = {ENSEMBLE: _scores(mean, seconds, parameters)} | scores
+    return scores
 
 
 def _timed(tally: _Tally, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
@@ -84,7 +101,9 @@ def _timed(tally: _Tally, function: Callable[..., Tensor], *arguments: Any) -> T
 def _hidden(tally: _Tally, batch: Any, scored: Tensor) -> Tensor:
     device = tally.head.weight.device
     inputs = (batch.input_ids, batch.position_ids, batch.present)
-    hidden = tally.body(*(torch.from_numpy(array).to(device) for array in inputs))
+    ids, positions, present = (torch.from_numpy(array).to(device) for array in inputs)
+    features = None if batch.features is None else torch.from_numpy(batch.features).to(device)
+    hidden = tally.body(ids, positions, present, features)
     return hidden[scored.to(device)]
 
 
@@ -92,19 +111,23 @@ def _logits(head: parts.Head, hidden: Tensor) -> Tensor:
     return head.logits(hidden)
 
 
-def _rows(logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+def _rows(logits: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
     """[n, V] logits and teacher log-probabilities -> [n, 5]: the columns of `Scores`."""
     own = logits.log_softmax(dim=1)
-    # Heads padded to different sizes for one tokenizer are compared on the ids they share.
-    shared = min(own.shape[1], teacher.shape[1])
-    p = teacher[:, :shared]
-    kl = (p.exp() * (p - own[:, :shared])).nan_to_num(0.0).sum(dim=1)
     confidence, best = own.max(dim=1)
+    if teacher is None:
+        kl = agrees = torch.full_like(confidence, torch.nan)
+    else:
+        # Heads padded to different sizes for one tokenizer are compared on the ids they share.
+        shared = min(own.shape[1], teacher.shape[1])
+        p = teacher[:, :shared]
+        kl = (p.exp() * (p - own[:, :shared])).nan_to_num(0.0).sum(dim=1)
+        agrees = (best == teacher.argmax(dim=1)).float()
     return torch.stack(
         [
             -own.gather(1, labels[:, None]).squeeze(1),
             kl,
-            (best == teacher.argmax(dim=1)).float(),
+            agrees,
             (best == labels).float(),
             confidence.exp(),
         ],
@@ -112,9 +135,10 @@ def _rows(logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
     )
 
 
-def _scores(tally: _Tally) -> Scores:
-    columns = np.concatenate(tally.rows).astype(np.float64).T
-    return Scores(
-        columns[0], columns[1], columns[2] > 0.5, columns[3] > 0.5, columns[4],
-        tally.seconds, sum(parameter.numel() for parameter in tally.model.parameters()),
-    )  # fmt: skip
+def _scores(rows: list[np.ndarray], seconds: float, parameters: int) -> Scores:
+    columns = np.concatenate(rows).astype(np.float64).T
+    return Scores(columns[0], columns[1], columns[2], columns[3] > 0.5, columns[4], seconds, parameters)
+
+
+def _parameters(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

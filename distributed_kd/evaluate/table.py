@@ -22,11 +22,7 @@ def report_table(report: dict[str, Any]) -> Table:
     """Teacher, student, baseline, and student minus baseline with its 95% interval over documents."""
     held_out = report["held_out"]
     scope = f"{held_out['positions']:,} positions of {held_out['documents']} held-out documents"
-    retention = "unknown, as the teacher has none" if report["retention"] is None else f"{report['retention']:.3f}"
-    table = Table(
-        title=f"{scope} ({held_out['split']})",
-        caption=f"retention, the student's accuracy over the teacher's: {retention}",
-    )
+    table = Table(title=f"{scope} ({held_out['split']})", caption="; ".join(_shares(report)))
     table.add_column("")
     for name in report["models"]:
         table.add_column(name, justify="right")
@@ -34,11 +30,23 @@ def report_table(report: dict[str, Any]) -> Table:
     if differences:
         table.add_column("student - baseline", justify="right")
     for key, title, form in _ROWS:
-        cells = [form.format(figures[key]) for figures in report["models"].values()]
+        cells = [form.format(figures[key]) if key in figures else "" for figures in report["models"].values()]
         if differences:
             cells.append(_interval(differences[key]) if key in differences else "")
         table.add_row(title, *cells)
     return table
+
+
+def _shares(report: dict[str, Any]) -> list[str]:
+    if "teacher" not in report["models"]:
+        return ["no teacher: a student of hard labels alone"]
+    retention = "unknown, as the teacher has none" if report["retention"] is None else f"{report['retention']:.3f}"
+    shares = [f"retention, the student's accuracy over the teacher's: {retention}"]
+    if report.get("transferred_share") is not None:
+        low, high = report["transferred_share_interval"]
+        share = f"{report['transferred_share']:.2f} [{low:.2f}, {high:.2f}]"
+        shares.append(f"share of the ensemble's gain that was transferred: {share}")
+    return shares
 
 
 def _interval(found: dict[str, Any]) -> str:

@@ -9,7 +9,13 @@ import torch
 
 from distributed_kd.errors import RequestError
 from distributed_kd.models import adapters
-from distributed_kd.models.config import architecture_of, is_masked_lm, load_config
+from distributed_kd.models.config import (
+    architecture_of,
+    is_masked_lm,
+    is_text_classifier,
+    load_config,
+    takes_features,
+)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -61,11 +67,20 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device, devices: 
 
 
 def auto_class(folder: Path) -> Any:
-    """transformers' class for what the model's configuration says it predicts: masked tokens, or the next one."""
+    """transformers' factory for what the model's configuration says it predicts; if nothing, the next token."""
     import transformers
 
-    predicts_masked = is_masked_lm(architecture_of(load_config(folder)))
-    return transformers.AutoModelForMaskedLM if predicts_masked else transformers.AutoModelForCausalLM
+    architecture = architecture_of(load_config(folder))
+    if is_masked_lm(architecture):
+        return transformers.AutoModelForMaskedLM
+    if takes_features(architecture):
+        from distributed_kd.models.feature_classifier import register
+
+        register()
+        return transformers.AutoModelForTokenClassification
+    if is_text_classifier(architecture):
+        return transformers.AutoModelForSequenceClassification
+    return transformers.AutoModelForCausalLM
 
 
 def _is_quantised(folder: Path) -> bool:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from distributed_kd.errors import RequestError
-from distributed_kd.models.config import is_masked_lm
+from distributed_kd.models.config import is_masked_lm, is_text_classifier, takes_features
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,13 @@ class Head:
 
 
 class Body(Protocol):
-    def __call__(self, input_ids: Tensor, position_ids: Tensor, present: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, input_ids: Tensor, position_ids: Tensor, present: Tensor | None = None, features: Tensor | None = None
+    ) -> Tensor:
         """input_ids, position_ids and present, all [B, S], to the last hidden states [B, S, D].
 
-        present: False where a row is padded, on the right; None where it nowhere is.
+        present: False where a row is padded, on the right; None where it nowhere is. features: [B, S, F], for a model
+        to which positions are no tokens.
         """
 
 
@@ -77,23 +80,57 @@ def within(model: Any) -> Any:
 def body_of(model: Any) -> Body:
     """Of a causal model its decoder, to which padding is the future, and position ids that restart isolate documents.
 
-    A masked language model is its own forward without the last layer, so that whatever it does before is in the body.
+    A masked language model, or a classifier of texts, is its own forward without the last layer, so that whatever it
+    does before is in the body; what a classifier has for a text stands at each of the text's positions.
     """
     model = within(model)
-    if is_masked_lm(type(model).__name__):
-        last = model.get_output_embeddings()
+    architecture = type(model).__name__
+    if takes_features(architecture):
 
-        def encoder(input_ids: Tensor, position_ids: Tensor, present: Tensor | None = None) -> Tensor:
+        def classifier(
+            input_ids: Tensor, position_ids: Tensor, present: Tensor | None = None, features: Tensor | None = None
+        ) -> Tensor:
+            assert features is not None
+            return model.encode(features)
+
+        return classifier
+    if is_masked_lm(architecture) or is_text_classifier(architecture):
+        last = _last_layer(model)
+
+        def encoder(
+            input_ids: Tensor, position_ids: Tensor, present: Tensor | None = None, features: Tensor | None = None
+        ) -> Tensor:
             with _passed_over(last):
-                return model(input_ids=input_ids, attention_mask=None if present is None else present.long()).logits
+                mask = None if present is None else present.long()
+                hidden = model(input_ids=input_ids, attention_mask=mask).logits
+            return hidden if hidden.dim() == 3 else hidden[:, None].expand(-1, input_ids.shape[1], -1)
 
         return encoder
     decoder = model.get_decoder()
 
-    def body(input_ids: Tensor, position_ids: Tensor, present: Tensor | None = None) -> Tensor:
+    def body(
+        input_ids: Tensor, position_ids: Tensor, present: Tensor | None = None, features: Tensor | None = None
+    ) -> Tensor:
         return decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
 
     return body
+
+
+def _last_layer(model: Any) -> Any:
+    """The linear layer that gives the logits; None where it is not found."""
+    if not is_text_classifier(type(model).__name__):
+        return model.get_output_embeddings()
+    for name in ("classifier", "classifier.out_proj", "score", "sequence_summary.summary"):
+        layer = _attribute(model, name)
+        if isinstance(layer, torch.nn.Linear):
+            return layer
+    return None
+
+
+def _attribute(model: Any, path: str) -> Any:
+    for name in path.split("."):
+        model = getattr(model, name, None)
+    return model
 
 
 @contextmanager
@@ -109,9 +146,11 @@ def _passed_over(layer: Any) -> Iterator[None]:
 def head_of(model: Any) -> Head:
     """Raises `RequestError` for a model that has none, or has an adapter on it."""
     model = within(model)
-    linear = model.get_output_embeddings()
+    linear = _last_layer(model)
     if linear is None:
-        raise RequestError(f"{type(model).__name__} has no output embeddings, so its head cannot be taken apart")
+        raise RequestError(
+            f"{type(model).__name__} has no last linear layer that is known, so its head cannot be taken apart"
+        )
     if hasattr(linear, "base_layer"):
         raise RequestError(
             f"{type(model).__name__}: its head has an adapter, which the loss, working on the head's own weight, would "
@@ -131,18 +170,24 @@ def head_of(model: Any) -> Head:
 
 @torch.no_grad()
 def check(model: Any, tolerance: float | None = None) -> None:
-    """Compares head(body(x)) with the model's own forward on 16 tokens. Raises `RequestError` when they differ.
+    """Compares head(body(x)) with the model's own forward on 16 positions. Raises `RequestError` when they differ.
 
     Numbers that are not finite must be so in both; a model that gives no others is refused.
     """
     model = within(model)
     device = next(model.parameters()).device
-    vocabulary = model.get_input_embeddings().num_embeddings
-    input_ids = (torch.arange(16, device=device) * 7919 % vocabulary).unsqueeze(0)
-    position_ids = torch.arange(16, device=device).unsqueeze(0)
-    more = {} if is_masked_lm(type(model).__name__) else {"position_ids": position_ids, "use_cache": False}
-    own = model(input_ids=input_ids, **more).logits.float()
-    ours = head_of(model).logits(body_of(model)(input_ids, position_ids))
+    positions = torch.arange(16, device=device).unsqueeze(0)
+    if takes_features(type(model).__name__):
+        features = (torch.arange(16 * model.config.features, device=device) * 7919 % 64 / 32.0 - 1.0).reshape(1, 16, -1)
+        own = model(features).logits.float()
+        ours = head_of(model).logits(body_of(model)(positions, positions, features=features))
+    else:
+        input_ids = positions * 7919 % model.get_input_embeddings().num_embeddings
+        is_causal = not (is_masked_lm(type(model).__name__) or is_text_classifier(type(model).__name__))
+        more = {"position_ids": positions, "use_cache": False} if is_causal else {}
+        own = model(input_ids=input_ids, **more).logits.float()
+        ours = head_of(model).logits(body_of(model)(input_ids, positions))
+        ours = ours[:, 0] if own.dim() == 2 else ours
     if own.shape != ours.shape:
         raise RequestError(
             f"{type(model).__name__}: head of {ours.shape[-1]} rows, its own forward has {own.shape[-1]}"
@@ -152,7 +197,7 @@ def check(model: Any, tolerance: float | None = None) -> None:
     finite = own.isfinite()
     if not finite.any():
         raise RequestError(
-            f"{type(model).__name__} gives no finite number on 16 tokens; are its weights whole? try dtype: float32"
+            f"{type(model).__name__} gives no finite number on 16 positions; are its weights whole? try dtype: float32"
         )
     is_same = bool((finite == ours.isfinite()).all())
     error = ((own - ours)[finite].abs().max() / own[finite].abs().max().clamp(min=1.0)).item()

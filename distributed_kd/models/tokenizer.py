@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed_kd.errors import RequestError
+from distributed_kd.models.config import architecture_of, load_config, takes_features
 from distributed_kd.recipe import Recipe
 from distributed_kd.store.digest import canonical_json, sha256
 
@@ -28,9 +29,11 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def tokenizer_of(recipe: Recipe) -> tuple[str, str | None]:
-    """(reference, revision) of the tokenizer of a recipe's corpus: its own, or the first teacher's."""
+    """(reference, revision) of the tokenizer of a recipe's corpus: its own, the first teacher's, or the student's."""
     if recipe.corpus.tokenizer is not None:
         return recipe.corpus.tokenizer, None
+    if not recipe.teachers:
+        return recipe.student.model or "student.config", None
     return recipe.teachers[0].model, recipe.teachers[0].revision
 
 
@@ -41,6 +44,24 @@ def tokenizer_sha256(tokenizer: Any) -> str:
         return sha256(canonical_json(tokenizer.get_vocab()))
     parts = json.loads(backend.to_str())
     return sha256(canonical_json({key: value for key, value in parts.items() if key not in _NOT_THE_VOCABULARY}))
+
+
+def inputs_sha256(folder: Path) -> str:
+    """Of what goes into a model: its tokenizer, or the number of features and classes where positions are no tokens."""
+    config = load_config(folder)
+    if takes_features(architecture_of(config)):
+        return features_sha256(config)
+    return tokenizer_sha256(load_tokenizer(folder))
+
+
+def features_sha256(config: Any) -> str:
+    return sha256(canonical_json({"features": config.features, "classes": config.num_labels}))
+
+
+def copy_tokenizer(folder: Path, target: Path) -> None:
+    """Of the model in `folder`, where it has one."""
+    if not takes_features(architecture_of(load_config(folder))):
+        load_tokenizer(folder).save_pretrained(target)
 
 
 def beginning_of_document(tokenizer: Any) -> list[int]:

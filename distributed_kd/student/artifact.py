@@ -33,6 +33,10 @@ _NOT_IN_FINGERPRINT = {
 }  # fmt: skip
 
 
+# Keys of the student that are younger than students without them.
+_YOUNGER = ("lora", "config")
+
+
 class StudentManifest(Manifest):
     format: Literal["dkd-student"] = "dkd-student"
     version: Literal[1] = 1
@@ -67,10 +71,10 @@ def made_from_of(recipe: Recipe, cache_fingerprint: str) -> dict[str, Any]:
     """What a student of this (arm's) recipe is made from."""
     not_read = set() if recipe.trainer.schedule == "wsd" else {"decay_fraction"}
     alike = {"confidence_exponent", "entropy_share"} if PositionWeights.of(recipe.objective) is None else set()
-    no_lora = {"lora"} if recipe.student.lora is None else set()  # the key is younger than students without it
+    younger = {key for key in _YOUNGER if getattr(recipe.student, key) is None}
     return {
         "cache": cache_fingerprint,
-        "student": recipe.student.model_dump(mode="json", exclude=no_lora),
+        "student": recipe.student.model_dump(mode="json", exclude=younger),
         "objective": recipe.objective.model_dump(mode="json", exclude={"chunk"} | alike),
         "trainer": recipe.trainer.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT | not_read),
     }

@@ -18,10 +18,10 @@ import torch
 from distributed_kd.errors import RequestError
 from distributed_kd.models import parts
 from distributed_kd.models.adapters import add_adapters
-from distributed_kd.models.config import load_config
+from distributed_kd.models.config import folder_of_config, load_config
 from distributed_kd.models.load import auto_class, load_model
 from distributed_kd.models.locate import identity, locate, resolve_package
-from distributed_kd.models.tokenizer import load_tokenizer
+from distributed_kd.models.tokenizer import copy_tokenizer
 from distributed_kd.recipe import Recipe, Student
 from distributed_kd.store.digest import canonical_json
 from distributed_kd.store.filesystem import Store
@@ -62,6 +62,8 @@ def student_folder(recipe: Recipe) -> Path:
     if recipe.student.init == "teacher_layers":
         write_initial_weights(recipe)
         return as_local_folder(Store(recipe.workdir), INITIAL)
+    if recipe.student.config is not None:
+        return folder_of_config(recipe.student.config)
     assert recipe.student.model is not None  # the recipe's own rule
     return locate(recipe.student.model, weights=recipe.student.init == "weights")
 
@@ -187,4 +189,4 @@ def keep_layers(teacher: Path, layers: int | list[int] | None, target: Path) -> 
     if own & set(missing):
         raise RequestError(f"teacher {teacher}: no weights for {sorted(own & set(missing))[0]} in its safetensors")
     model.save_pretrained(target)
-    load_tokenizer(teacher).save_pretrained(target)
+    copy_tokenizer(teacher, target)

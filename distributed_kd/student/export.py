@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from distributed_kd.models import adapters
-from distributed_kd.models.tokenizer import load_tokenizer
+from distributed_kd.models.tokenizer import copy_tokenizer
 from distributed_kd.recipe import Recipe
 from distributed_kd.student.build import base_name, load_student
 
@@ -39,7 +39,7 @@ def gather_weights(model: Any, trained_alone: bool = False) -> dict[str, torch.T
 def write_export(model: Any, weights: dict[str, torch.Tensor], tokenizer_folder: Path, target: Path) -> None:
     """Rank 0: configuration, weights and tokenizer in `target`."""
     model.save_pretrained(target, state_dict=weights)
-    load_tokenizer(tokenizer_folder).save_pretrained(target)
+    copy_tokenizer(tokenizer_folder, target)
 
 
 def write_adapters(
@@ -58,4 +58,4 @@ def write_adapters(
         fresh.merge_and_unload().to(trained_in).save_pretrained(target)
     else:
         adapters.save(model, weights, base_name(recipe, student_folder), target)
-    load_tokenizer(student_folder).save_pretrained(target)
+    copy_tokenizer(student_folder, target)

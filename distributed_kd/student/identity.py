@@ -18,7 +18,7 @@ _BYTES = 16
 
 
 def sequence_digest(sequence: Sequence) -> bytes:
-    """[16] bytes, of its ids, loss mask, documents and given labels, whatever its number."""
+    """[16] bytes, of its ids, loss mask, documents, given labels and features, whatever its number."""
     digest = hashlib.sha256(b"%d %d" % (len(sequence.input_ids), len(sequence.documents)))
     digest.update(sequence.input_ids.astype("<i4", copy=False).tobytes())
     digest.update(np.packbits(sequence.loss_mask).tobytes())
@@ -26,6 +26,8 @@ def sequence_digest(sequence: Sequence) -> bytes:
     digest.update(sequence.document_lengths.astype("<i4", copy=False).tobytes())
     if sequence.given_labels is not None:
         digest.update(sequence.given_labels.astype("<i4", copy=False).tobytes())
+    if sequence.features is not None:
+        digest.update(sequence.features.astype("<f4", copy=False).tobytes())
     return digest.digest()[:_BYTES]
 
 

@@ -38,7 +38,7 @@ class DistillationModel(nn.Module):
 
         labels_alone: whatever `objective.alpha` is, the cross-entropy on the labels.
         """
-        hidden = parts.body_of(self.model)(batch.input_ids, batch.position_ids, batch.present)
+        hidden = parts.body_of(self.model)(batch.input_ids, batch.position_ids, batch.present, batch.features)
         loss = linear_distillation_loss(
             hidden[batch.loss_mask],
             parts.head_of(self.model),

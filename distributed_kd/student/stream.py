@@ -12,21 +12,21 @@ import threading
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from distributed_kd.cache.reader import LogitCache
 from distributed_kd.cache.shard import Row
 from distributed_kd.cache.soft_targets import SoftTargets
 from distributed_kd.corpus.batch import collate
 from distributed_kd.corpus.sequences import Sequence
 from distributed_kd.errors import RequestError
 from distributed_kd.store.disk_cache import DiskCache
-from distributed_kd.store.index import shard_name
+from distributed_kd.store.filesystem import Store
+from distributed_kd.store.index import ShardIndex, shard_name
 from distributed_kd.student.identity import SequenceDigests
 from distributed_kd.student.order import GlobalOrder
 from distributed_kd.student.position_targets import PositionTargets
@@ -45,11 +45,12 @@ class MicroBatch:
     targets: PositionTargets  # of the scored positions, row by row
     sequence_ids: tuple[int, ...]  # of the rows, and
     shards: tuple[int, ...]  # where the cache has them
+    features: Tensor | None = None  # [B, S, F] float32, where positions are no tokens
 
     def to(self, device: torch.device) -> MicroBatch:
-        inputs = (self.input_ids, self.position_ids, self.present, self.loss_mask)
-        ids, positions, present, mask = (tensor.to(device) for tensor in inputs)
-        return MicroBatch(ids, positions, present, mask, self.targets.to(device), self.sequence_ids, self.shards)
+        names = ("input_ids", "position_ids", "present", "loss_mask", "features", "targets")
+        own = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: part.to(device) for name, part in own.items() if part is not None})
 
 
 def to_micro_batch(
@@ -83,7 +84,28 @@ def micro_batch_of(
         PositionTargets(*map(torch.from_numpy, (labels, ids, log_p, log_p_tail))),
         tuple(sequence.sequence_id for sequence in sequences),
         tuple(shards),
+        None if batch.features is None else torch.from_numpy(batch.features),
     )
+
+
+class TrainingRows(Protocol):
+    """What is trained on: a cache, or sequences alone. A row is known by its place in the order of shards."""
+
+    @property
+    def store(self) -> Store: ...
+    @property
+    def entries(self) -> ShardIndex: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def inputs_sha256(self) -> str: ...
+    @property
+    def teacher(self) -> str: ...
+    def __len__(self) -> int: ...
+    def places_of(self, indices: np.ndarray | int) -> np.ndarray: ...
+    def table(self, place: int, disk: DiskCache | None = None) -> pa.Table: ...
+    def rows(self, place: int, table: pa.Table, indices: np.ndarray) -> list[Row]: ...
+    def give_up(self) -> None: ...
 
 
 class Stream:
@@ -95,7 +117,7 @@ class Stream:
     """
 
     def __init__(
-        self, cache: LogitCache, order: GlobalOrder, *, rank: int, world: int, micro_batch: int, temperature: float,
+        self, cache: TrainingRows, order: GlobalOrder, *, rank: int, world: int, micro_batch: int, temperature: float,
         weighting: PositionWeights | None = None, sequences: SequenceDigests | None = None,
         disk: DiskCache | None = None,
     ) -> None:  # fmt: skip

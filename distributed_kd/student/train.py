@@ -23,9 +23,9 @@ from distributed_kd.launch.group import joined_ranks, print_line
 from distributed_kd.launch.processors import use_processors
 from distributed_kd.launch.rank import is_first, take_place
 from distributed_kd.launch.ranks import Notes, shown
-from distributed_kd.models.config import load_config, longest_sequence, refuse_other_task
+from distributed_kd.models.config import load_config, longest_sequence, refuse_other_task, vocabulary_size
 from distributed_kd.models.locate import cache_folder
-from distributed_kd.models.tokenizer import load_tokenizer, tokenizer_sha256
+from distributed_kd.models.tokenizer import inputs_sha256
 from distributed_kd.recipe import Recipe, Trainer, dump
 from distributed_kd.store.digest import differences
 from distributed_kd.store.filesystem import Store
@@ -34,8 +34,9 @@ from distributed_kd.student import artifact, worker
 from distributed_kd.student.build import empty_student, mark_trained, student_folder
 from distributed_kd.student.engine import deepspeed_config
 from distributed_kd.student.held_out import held_out_sequences
+from distributed_kd.student.stream import TrainingRows
 from distributed_kd.student.trackers import refuse_missing
-from distributed_kd.student.worker import number_of_steps, open_cache
+from distributed_kd.student.worker import number_of_steps, open_rows
 
 _NOTES = "launch"  # beside the artifact, while ranks run on other hosts
 _SHOW_SECONDS = 0.5
@@ -103,11 +104,12 @@ def _arms(recipe: Recipe) -> tuple[str, ...]:
 def _is_due(recipe: Recipe, arm: str, ranks: int) -> bool:
     """Whether it is still to be trained: then it can be, and its recipe is written."""
     workdir = Store(recipe.workdir)
-    logits = open_cache(recipe)
-    _refuse_other_cache(recipe, logits, workdir)
+    logits = open_rows(recipe)
+    if isinstance(logits, LogitCache):
+        _refuse_other_cache(recipe, logits)
     own = artifact.arm_recipe(recipe, arm)
     store = workdir.child(arm)
-    made_from = artifact.made_from_of(own, logits.manifest.fingerprint)
+    made_from = artifact.made_from_of(own, logits.fingerprint)
     found = artifact.StudentManifest.read(store)
     if found is not None:
         refuse_other(found, made_from, store, f"a {arm}")
@@ -127,7 +129,7 @@ def _refuse_disk_of_its_own(store: Store) -> None:
         )
 
 
-def _refuse_other_cache(recipe: Recipe, logits: LogitCache, workdir: Store) -> None:
+def _refuse_other_cache(recipe: Recipe, logits: LogitCache) -> None:
     """The cache must be this recipe's; the teacher's files are not asked, since they may be gone."""
     sequences = Sequences.of(recipe)
     if logits.manifest.merge is not None:
@@ -154,7 +156,7 @@ def _refuse_other_merge(recipe: Recipe, logits: LogitCache, sequences: Sequences
         )
 
 
-def _refuse_what_does_not_fit(recipe: Recipe, logits: LogitCache, ranks: int) -> None:
+def _refuse_what_does_not_fit(recipe: Recipe, logits: TrainingRows, ranks: int) -> None:
     trainer = recipe.trainer
     if trainer.global_batch % (ranks * trainer.micro_batch):
         raise RequestError(
@@ -173,16 +175,30 @@ def _refuse_what_does_not_fit(recipe: Recipe, logits: LogitCache, ranks: int) ->
     folder = student_folder(recipe)
     mark_trained(empty_student(folder), recipe)
     config = load_config(folder)
-    refuse_other_task(config, str(folder), recipe.corpus.task)
+    refuse_other_task(config, str(folder), recipe.corpus)
     bound = longest_sequence(config)
     longest = Sequences.of(recipe).manifest.sequence_length
     if bound is not None and longest > bound:
         raise RequestError(f"sequences of {longest} ids are beyond the student's {bound} positions ({folder})")
-    own = tokenizer_sha256(load_tokenizer(folder))
-    if own != logits.manifest.tokenizer_sha256:
+    own = inputs_sha256(folder)
+    if own != logits.inputs_sha256:
+        what = "features and classes are" if recipe.corpus.takes_features else "tokenizer is"
         raise RequestError(
-            f"the student's tokenizer is not the cache's: {recipe.student.model} has {own[:12]}, the cache of teacher "
-            f"{logits.manifest.teacher} has {logits.manifest.tokenizer_sha256[:12]}; choose a student of the same one"
+            f"the student's {what} not the cache's: {recipe.student.model} has {own[:12]}, the cache of teacher "
+            f"{logits.teacher} has {logits.inputs_sha256[:12]}; choose a student of the same"
+        )
+    sequences = Sequences.of(recipe).manifest
+    classes = sequences.made_from.get("classes")
+    if classes is not None and vocabulary_size(config) != classes:
+        raise RequestError(
+            f"the student has {vocabulary_size(config)} classes and the sequences {classes} ({folder}); choose a "
+            "student of as many"
+        )
+    unlabelled = sequences.splits["train"].unlabelled
+    if unlabelled and recipe.objective.alpha < 1.0:
+        raise RequestError(
+            f"{unlabelled:,} of {sequences.splits['train'].positions:,} training positions have no label: set "
+            "objective.alpha=1 and baseline=off, or leave those rows out"
         )
 
 

@@ -19,8 +19,7 @@ import torch
 
 from distributed_kd import cache
 from distributed_kd.cache.following import follow
-from distributed_kd.cache.manifest import FOLDER as CACHE_FOLDER
-from distributed_kd.cache.reader import LogitCache
+from distributed_kd.cache.manifest import store_of
 from distributed_kd.corpus.sequences import Sequences
 from distributed_kd.errors import DkdError
 from distributed_kd.launch.group import joined_ranks, print_line
@@ -42,10 +41,11 @@ from distributed_kd.student.export import gather_weights, write_adapters, write_
 from distributed_kd.student.flops import work_of
 from distributed_kd.student.held_out import held_out_sequences
 from distributed_kd.student.identity import SequenceDigests
+from distributed_kd.student.labelled_rows import LabelledRows
 from distributed_kd.student.model import DistillationModel
 from distributed_kd.student.order import GlobalOrder
 from distributed_kd.student.position_weights import PositionWeights
-from distributed_kd.student.stream import Stream
+from distributed_kd.student.stream import Stream, TrainingRows
 from distributed_kd.student.trackers import Tracking
 
 
@@ -58,8 +58,8 @@ def run(recipe: Recipe, arm: str, notes: Path, begun: float, watch: Watch) -> No
     recipe = artifact.arm_recipe(recipe, arm)
     workdir = Store(recipe.workdir)
     store = workdir.child(arm)
-    logits = open_cache(recipe)
-    made_from = artifact.made_from_of(recipe, logits.manifest.fingerprint)
+    logits = open_rows(recipe)
+    made_from = artifact.made_from_of(recipe, logits.fingerprint)
     folder = student_folder(recipe)
 
     model = load_student(recipe, folder)
@@ -116,19 +116,24 @@ def run(recipe: Recipe, arm: str, notes: Path, begun: float, watch: Watch) -> No
             sequences_seen=steps * recipe.trainer.global_batch,
             parameters=parameters,
             trained_parameters=trained,
-            tokenizer_sha256=logits.manifest.tokenizer_sha256,
+            tokenizer_sha256=logits.inputs_sha256,
         ).put(store)
 
 
-def open_cache(recipe: Recipe) -> LogitCache:
-    """Finished, or with `trainer.follow` in work. Raises `RequestError`, `WorkError` where neither is there."""
-    store = Store(recipe.workdir).child(CACHE_FOLDER)
+def open_rows(recipe: Recipe) -> TrainingRows:
+    """The cache, finished, or with `trainer.follow` in work; without teachers the sequences.
+
+    Raises `RequestError`, `WorkError` where it is not there.
+    """
+    if not recipe.teachers:
+        return LabelledRows(Sequences.of(recipe), recipe.objective.temperature)
+    store = store_of(recipe)
     return follow(store, Sequences.of(recipe).shards("train")) if recipe.trainer.follow else cache.open(store)
 
 
-def open_stream(recipe: Recipe, logits: LogitCache, sequences: Sequences, rank: int, world: int) -> Stream:
+def open_stream(recipe: Recipe, logits: TrainingRows, sequences: Sequences, rank: int, world: int) -> Stream:
     trainer = recipe.trainer
-    order = GlobalOrder(logits.manifest.fingerprint, trainer.seed, logits.entries.rows, trainer.global_batch)
+    order = GlobalOrder(logits.fingerprint, trainer.seed, logits.entries.rows, trainer.global_batch)
     return Stream(
         logits, order, rank=rank, world=world,
         micro_batch=trainer.micro_batch, temperature=recipe.objective.temperature,

@@ -20,7 +20,7 @@ import numpy as np
 
 from distributed_kd import console
 from distributed_kd.cache import codecs
-from distributed_kd.cache.manifest import FOLDER, CacheManifest, Receipt, made_from_of, refuse_merged
+from distributed_kd.cache.manifest import CacheManifest, Receipt, made_from_of, refuse_merged, store_of
 from distributed_kd.cache.receipts import Receipts
 from distributed_kd.cache.writer import commit
 from distributed_kd.corpus.sequences import Sequences
@@ -29,7 +29,7 @@ from distributed_kd.launch.ray_session import ray_session, task_errors
 from distributed_kd.launch.stop import on_stop
 from distributed_kd.models.config import load_config, refuse_other_task, vocabulary_size
 from distributed_kd.models.locate import identity, locate
-from distributed_kd.models.tokenizer import load_tokenizer, tokenizer_sha256
+from distributed_kd.models.tokenizer import inputs_sha256
 from distributed_kd.recipe import Recipe, dump
 from distributed_kd.store.digest import fingerprint
 from distributed_kd.store.filesystem import Store
@@ -55,8 +55,7 @@ def capture(recipe: Recipe, order: Callable[[str, np.ndarray], np.ndarray] | Non
     order: (the cache's fingerprint, rows [shards]) -> shards as they are wanted; by number if it is not given.
     """
     begun = time.monotonic()
-    workdir = Store(recipe.workdir)
-    store = workdir.child(FOLDER)
+    store = store_of(recipe)
     sequences = Sequences.of(recipe)
     entries = sequences.shards("train")
     found = CacheManifest.read(store)
@@ -108,16 +107,17 @@ def new_manifest(recipe: Recipe, sequences: Sequences, made_from: dict[str, Any]
     spec = recipe.teachers[0]
     folder = locate(spec.model, spec.revision)
     config = load_config(folder)
-    refuse_other_task(config, spec.model, recipe.corpus.task)
+    refuse_other_task(config, spec.model, recipe.corpus)
     vocabulary = vocabulary_size(config)
     if recipe.targets.keeps(vocabulary) > vocabulary:
         raise RequestError(f"targets.k {recipe.targets.k} is more than the {vocabulary} ids of teacher {spec.model}")
-    teacher_tokenizer = tokenizer_sha256(load_tokenizer(folder))
+    teachers = inputs_sha256(folder)
     own = sequences.manifest.tokenizer
-    if teacher_tokenizer != own.sha256:
+    if teachers != own.sha256:
+        what = "features and classes are" if recipe.corpus.takes_features else "tokenizer is"
         raise RequestError(
-            f"the teacher's tokenizer is not the sequences': {spec.model} has {teacher_tokenizer[:12]}, "
-            f"{own.name} has {own.sha256[:12]}; prepare with the teacher's tokenizer"
+            f"the teacher's {what} not the sequences': {spec.model} has {teachers[:12]}, "
+            f"{own.name} has {own.sha256[:12]}; prepare with the teacher's"
         )
     return CacheManifest(
         made_from=made_from,
@@ -171,7 +171,7 @@ def compute(
             console.say(f"cache: making the code tables of {manifest.codec} from a sample")
             tables = fleet.make_tables(range(manifest.shards), manifest.tables)
             manifest = manifest.model_copy(update={"tables": tables})
-        store = Store(recipe.workdir).child(FOLDER)
+        store = store_of(recipe)
         if CacheManifest.read(store) != manifest:
             manifest.put(store)
         schedule = Schedule(missing)

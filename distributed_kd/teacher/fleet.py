@@ -16,11 +16,10 @@ from typing import Any, Literal
 import ray
 
 from distributed_kd import console
-from distributed_kd.cache.manifest import FOLDER, CacheManifest, Receipt
+from distributed_kd.cache.manifest import CacheManifest, Receipt, store_of
 from distributed_kd.errors import DkdError, FullDisk, RequestError, StoreError, StoreRefused, WorkError
 from distributed_kd.launch.ray_cluster import RayCluster
 from distributed_kd.recipe import Recipe
-from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import read_known, shard_name
 from distributed_kd.teacher.replica import SHARDS, Replica
 from distributed_kd.teacher.schedule import MOST_ERRORS, MOST_LOSSES
@@ -45,7 +44,7 @@ class Fleet:
     def __init__(self, recipe: Recipe, cluster: RayCluster) -> None:
         self._recipe = recipe
         self._cluster = cluster
-        self._store = Store(recipe.workdir).child(FOLDER)
+        self._store = store_of(recipe)
         self._uses_gpus = self._decide_device()
         self._handles: dict[str, Any] = {}
         self._unplaced: dict[Any, str] = {}  # the first answer, due once it has a place

@@ -42,8 +42,9 @@ class Network:
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Iterator[Tensor]:
         """[n, V] float32 logits of the batch's scored positions, row by row, `head_chunk` of them at a time."""
-        inputs = (batch.input_ids, batch.position_ids, batch.present)
-        hidden = self._body(*map(self._moved, inputs))  # [B, S, D]
+        ids, positions, present = map(self._moved, (batch.input_ids, batch.position_ids, batch.present))
+        features = None if batch.features is None else self._moved(batch.features)
+        hidden = self._body(ids, positions, present, features)  # [B, S, D]
         # By number and not by mask: the host would wait for the device to count what a mask selects.
         scored = hidden.flatten(0, 1).index_select(0, self._moved(np.flatnonzero(batch.loss_mask)))  # [positions, D]
         for chunk in scored.split(self._chunk):

@@ -14,12 +14,12 @@ import numpy as np
 
 from distributed_kd import console
 from distributed_kd.cache.manifest import (
-    FOLDER,
     TABLES_NAME,
     CacheManifest,
     made_from_of,
     refuse_merged,
     remove_leftovers,
+    store_of,
 )
 from distributed_kd.cache.receipts import Receipts
 from distributed_kd.cache.verify import Bad, listed_entries, verify
@@ -60,8 +60,7 @@ def repair(recipe: Recipe) -> Repaired:
 
     Raises `RequestError` when there is no cache or it is another recipe's, `WorkError` when it cannot be made whole.
     """
-    workdir = Store(recipe.workdir)
-    store = workdir.child(FOLDER)
+    store = store_of(recipe)
     sequences = Sequences.of(recipe)
     manifest = CacheManifest.read(store)
     if manifest is None:

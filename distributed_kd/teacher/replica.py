@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from distributed_kd.cache.manifest import FOLDER, CacheManifest, Receipt, put_tables, read_tables
+from distributed_kd.cache.manifest import CacheManifest, Receipt, put_tables, read_tables, store_of
 from distributed_kd.cache.shard import Row, build_tables
 from distributed_kd.cache.writer import put_rows
 from distributed_kd.corpus.sequences import Sequence, Sequences
 from distributed_kd.errors import RequestError, WorkError
 from distributed_kd.recipe import Recipe
 from distributed_kd.store.digest import sha256
-from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import IndexReference
 from distributed_kd.store.manifest import peak_memory_bytes
 
@@ -41,7 +40,7 @@ class Replica:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.store = Store(recipe.workdir).child(FOLDER)
+        self.store = store_of(recipe)
         self.tables: bytes | None = None
         # One thread for all that touches the accelerator: in order, and with one setting of torch.
         self.accelerator = ThreadPoolExecutor(1, thread_name_prefix="accelerator")

@@ -12,7 +12,7 @@ import torch
 from distributed_kd import cache
 from distributed_kd.cache import codecs, shard
 from distributed_kd.cache.inspect import inspect
-from distributed_kd.cache.manifest import FOLDER, PARTS, CacheManifest, Receipt
+from distributed_kd.cache.manifest import PARTS, CacheManifest, Receipt
 from distributed_kd.cache.shard import Row, build_tables, encode
 from distributed_kd.cache.soft_targets import NO_ID, SoftTargets
 from distributed_kd.corpus.packing import Part, pack
@@ -41,7 +41,7 @@ def table_of(data: bytes) -> pa.Table:
 
 
 def finished_cache(folder: Path, shards: int = 3) -> Store:
-    store = Store(str(folder / FOLDER))
+    store = Store(str(folder / "cache"))
     made_from = {"test": shards}
     key = fingerprint(made_from)
     entries = []

@@ -1,0 +1,50 @@
+"""Sources that this package makes itself from public data that other packages carry: `corpus.source: builtin:NAME`.
+
+Each is a module here, with `VERSION` and `write(folder)`, which writes Parquet files into an empty folder or raises
+`RequestError` naming what is to be installed. One is made once a machine, under `~/.cache/distributed_kd/sources` (or
+`$DKD_CACHE`), whole or not at all.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from distributed_kd.errors import RequestError
+from distributed_kd.models.locate import cache_folder
+
+PREFIX = "builtin:"
+
+
+def resolve(reference: str) -> str:
+    """The folder of a `builtin:NAME` source, made if need be; any other reference as it is."""
+    if not reference.startswith(PREFIX):
+        return reference
+    name = reference.removeprefix(PREFIX)
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    if name not in names:
+        raise RequestError(f"corpus.source {reference}: there is no such source; those there are: {', '.join(names)}")
+    source = importlib.import_module(f"{__name__}.{name}")
+    target = cache_folder() / "sources" / f"{name}-{source.VERSION}"
+    if not target.exists():
+        _make(source.write, target)
+    return str(target)
+
+
+def _make(write: Callable[[Path], None], target: Path) -> None:
+    """Two who make one at once are harmless: the first to finish has made it."""
+    own = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
+    own.mkdir(parents=True)
+    try:
+        write(own)
+        try:
+            own.rename(target)
+        except OSError:  # it is there meanwhile
+            if not target.exists():
+                raise
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
