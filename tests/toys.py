@@ -79,6 +79,20 @@ def save_masked_model(folder: Path, layers: int, seed: int) -> Path:
     return folder
 
 
+def save_text_classifier(folder: Path, layers: int, seed: int, classes: int) -> Path:
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(WORDS) + 5, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, pad_token_id=0,
+        num_attention_heads=4, max_position_embeddings=64, initializer_range=0.3, num_labels=classes,
+    )  # fmt: skip
+    BertForSequenceClassification(config).save_pretrained(folder)
+    save_masked_tokenizer(folder)
+    return folder
+
+
 def save_counting_teacher(folder: Path) -> Path:
     """A teacher whose answer is known: after id i it is nearly certain of id i + 1 (modulo the vocabulary).
 
