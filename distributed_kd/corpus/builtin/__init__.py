@@ -1,6 +1,6 @@
 """Sources that this package makes itself from public data that other packages carry: `corpus.source: builtin:NAME`.
 
-Each is a module here, with `VERSION` and `write(folder)`, which writes Parquet files into an empty folder or raises
+Each of `NAMES` is a module here, with `VERSION` and `write(folder)`, which writes Parquet files into an empty folder or raises
 `RequestError` naming what is to be installed. One is made once a machine, under `~/.cache/distributed_kd/sources` (or
 `$DKD_CACHE`), whole or not at all.
 """
@@ -8,7 +8,6 @@ Each is a module here, with `VERSION` and `write(folder)`, which writes Parquet 
 from __future__ import annotations
 
 import importlib
-import pkgutil
 import shutil
 import uuid
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from distributed_kd.errors import RequestError
 from distributed_kd.models.locate import cache_folder
 
 PREFIX = "builtin:"
+NAMES = ("digits", "speech", "speech_unlabelled", "tweets")
 
 
 def resolve(reference: str) -> str:
@@ -25,9 +25,8 @@ def resolve(reference: str) -> str:
     if not reference.startswith(PREFIX):
         return reference
     name = reference.removeprefix(PREFIX)
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    if name not in names:
-        raise RequestError(f"corpus.source {reference}: there is no such source; those there are: {', '.join(names)}")
+    if name not in NAMES:
+        raise RequestError(f"corpus.source {reference}: there is no such source; those there are: {', '.join(NAMES)}")
     source = importlib.import_module(f"{__name__}.{name}")
     target = cache_folder() / "sources" / f"{name}-{source.VERSION}"
     if not target.exists():
