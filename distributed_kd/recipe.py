@@ -271,6 +271,10 @@ class Student(Section):
     layers: Positive | list[Annotated[int, Field(ge=0)]] | None = Field(
         None, description="teacher_layers: which (a list), or how many evenly spread"
     )
+    architecture: Literal["distilbert"] | None = Field(
+        None,
+        description="teacher_layers: the teacher's own when not given; distilbert: a DistilBERT of a BERT's layers",
+    )
     freeze: list[str] = Field(
         default_factory=list, description="embeddings, layers.I, layers.I-J, or the beginning of a parameter's name"
     )
@@ -290,8 +294,10 @@ class Student(Section):
                 raise ValueError("`config` is for model_type: feature_classifier; of others give a folder in `model`")
         elif self.model is None:
             raise ValueError(f"init: {self.init} needs `model`: a path or hub id")
-        elif self.layers is not None:
-            raise ValueError("`layers` goes with init: teacher_layers")
+        else:
+            for key in ("layers", "architecture"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"`{key}` goes with init: teacher_layers")
         return self
 
     @model_validator(mode="after")
@@ -471,6 +477,15 @@ class Recipe(Section):
             raise ValueError(
                 f"objective.divergence {self.objective.divergence} is biased for targets that are drawn (method "
                 "sample): only forward_kl's gradient is right in the mean over draws; choose it, or method top_k"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _architecture_has_the_task(self) -> Recipe:
+        if self.student.architecture is not None and self.corpus.task not in ("masked_lm", "classification"):
+            raise ValueError(
+                f"student.architecture {self.student.architecture} goes with corpus.task masked_lm and classification, "
+                f"not with {self.corpus.task}"
             )
         return self
 

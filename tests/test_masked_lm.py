@@ -79,19 +79,19 @@ def test_a_model_of_the_other_kind_is_refused(recipe: dict[str, Any], toy_teache
         prepare(parse(recipe))
 
 
-def test_a_student_of_the_teachers_layers_is_trained_and_scored(
-    recipe: dict[str, Any], teacher: Path, tmp_path: Path
-) -> None:
+def test_a_distilbert_of_the_teachers_layers_is_trained_and_scored(recipe: dict[str, Any], tmp_path: Path) -> None:
     """All four stages, two ranks under ZeRO-3; the student starts from two of three layers and ends as a folder."""
-    from transformers import AutoModelForMaskedLM
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-    recipe["student"] = {"init": "teacher_layers", "layers": [0, 2]}
+    recipe["student"] = {"init": "teacher_layers", "layers": [0, 2], "architecture": "distilbert"}
     recipe["trainer"] |= {"processes": 2, "deepspeed": {"zero_optimization": {"stage": 3}}, "micro_batch": 2}
     done = dkd("run", write_recipe(tmp_path, recipe))
     assert done.returncode == 0, done.stderr
     work = Path(recipe["workdir"])
-    student = AutoModelForMaskedLM.from_pretrained(work / "student" / "export")
-    assert type(student).__name__ == "BertForMaskedLM" and student.config.num_hidden_layers == 2
+    for name in ("init", "export"):
+        student = AutoModelForMaskedLM.from_pretrained(work / "student" / name)
+        assert type(student).__name__ == "DistilBertForMaskedLM" and student.config.num_hidden_layers == 2
+        assert AutoTokenizer.from_pretrained(work / "student" / name).mask_token_id == 4
     report = json.loads((work / "report" / "report.json").read_text())
     assert report["models"]["student"]["kl_from_teacher"] > report["models"]["teacher"]["kl_from_teacher"] == 0.0
     assert report["retention"] is None  # this teacher is random and never right

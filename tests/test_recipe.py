@@ -78,6 +78,12 @@ IMAGES = {"source": "x", "task": "classification", "features_column": "image"}
         ("objective.divergence", "hinge", "objective.divergence: input should be 'forward_kl', 'reverse_kl', 'jsd'"),
         ("objective.beta", 1, "objective.beta: input should be less than 1 (given: 1)"),
         ("student.init", "teacher_layers", "student: init: teacher_layers needs `layers`"),
+        ("student", {"model": "m", "architecture": "distilbert"}, "`architecture` goes with init: teacher_layers"),
+        (
+            "student",
+            {"init": "teacher_layers", "layers": 3, "architecture": "distilbert"},
+            "student.architecture distilbert goes with corpus.task masked_lm and classification, not with causal_lm",
+        ),
         ("student.lora", {"rank": 8}, "student.lora.alpha is missing"),
         ("student.lora", LORA | {"rnk": 8}, "unknown key student.lora.rnk; the nearest known one is student.lora.rank"),
         (

@@ -65,16 +65,22 @@ def save_masked_tokenizer(folder: Path, words: list[str] = WORDS) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", **special).save_pretrained(folder)
 
 
-def save_masked_model(folder: Path, layers: int, seed: int) -> Path:
+def save_masked_model(folder: Path, layers: int, seed: int, kind: str = "BertForMaskedLM", **changes: Any) -> Path:
+    """A random BERT in which every number counts: biases and layer norms are not the zeros and ones of a fresh one."""
     import torch
-    from transformers import BertConfig, BertForMaskedLM
+    import transformers
 
     torch.manual_seed(seed)
-    config = BertConfig(
-        vocab_size=len(WORDS) + 5, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, pad_token_id=0,
-        num_attention_heads=4, max_position_embeddings=64, initializer_range=0.3,
-    )  # fmt: skip
-    BertForMaskedLM(config).save_pretrained(folder)
+    settings = {
+        "vocab_size": len(WORDS) + 5, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": layers,
+        "pad_token_id": 0, "num_attention_heads": 4, "max_position_embeddings": 64, "initializer_range": 0.3,
+    }  # fmt: skip
+    model = getattr(transformers, kind)(transformers.BertConfig(**(settings | changes)))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or "LayerNorm" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
     save_masked_tokenizer(folder)
     return folder
 

@@ -42,9 +42,7 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device, devices: 
     `devices` ranks makes this call. Raises `RequestError` for a model that cannot be loaded, or has no such plan.
     """
     from transformers.distributed.configuration_utils import DistributedConfig
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     if adapters.is_adapter(folder):
         base = load_model(adapters.base_of(folder), dtype, device, devices)
         return adapters.open_merged(base, folder).eval()
@@ -57,13 +55,21 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device, devices: 
     settings: dict[str, Any] = {"device_map": {"": device}} if _is_quantised(folder) else {}
     if devices > 1:
         settings = {"distributed_config": DistributedConfig(tp_size=devices, tp_plan="auto")}
-    try:
-        model = auto_class(folder).from_pretrained(folder, dtype=dtype, trust_remote_code=False, **settings)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise RequestError(f"model {folder} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
+    model = from_pretrained(auto_class(folder), folder, dtype=dtype, **settings)
     if not settings:
         model.to(device)
     return model.eval()
+
+
+def from_pretrained(auto: Any, folder: Path, **settings: Any) -> Any:
+    """What transformers' class makes of a folder, with remote code off. Raises `RequestError` where it cannot."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        return auto.from_pretrained(folder, trust_remote_code=False, **settings)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise RequestError(f"model {folder} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
 
 
 def auto_class(folder: Path) -> Any:

@@ -1,7 +1,8 @@
 """Where a student's weights come from, and which of them are trained.
 
 `teacher_layers` reads only the kept layers' tensors out of the teacher's safetensors and writes them as a model of
-its own, `WORKDIR/student/init`, while the teacher is at hand: training then needs nothing of the teacher.
+its own, `WORKDIR/student/init`, while the teacher is at hand: training then needs nothing of the teacher. With
+`architecture: distilbert` that model is a DistilBERT.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from distributed_kd.errors import RequestError
 from distributed_kd.models import parts
 from distributed_kd.models.adapters import add_adapters
 from distributed_kd.models.config import folder_of_config, load_config
+from distributed_kd.models.distilbert import distilbert_of
 from distributed_kd.models.load import auto_class, load_model
 from distributed_kd.models.locate import identity, locate, resolve_package
 from distributed_kd.models.tokenizer import copy_tokenizer
@@ -42,17 +44,22 @@ def write_initial_weights(recipe: Recipe) -> None:
     workdir = Store(recipe.workdir)
     name = f"{INITIAL}/made_from.json"
     wanted = {"teacher": teacher.model, "revision": teacher.revision, "layers": recipe.student.layers}
+    if recipe.student.architecture is not None:
+        wanted |= {"architecture": recipe.student.architecture, "seed": recipe.trainer.seed}
     if workdir.exists(name):
         if workdir.read(name) != canonical_json(wanted):
             raise RequestError(
-                f"{workdir.uri}/{INITIAL} was made from other layers or another teacher; choose another `workdir`, "
-                f"or delete {workdir.uri}/student to make it again"
+                f"{workdir.uri}/{INITIAL} was made of other layers, another teacher or for another architecture; "
+                f"choose another `workdir`, or delete {workdir.uri}/student to make it again"
             )
         return
     folder = locate(teacher.model, teacher.revision)
     identity(folder)  # says in one line when there are no weights
     with tempfile.TemporaryDirectory() as temporary:
-        keep_layers(folder, recipe.student.layers, Path(temporary))
+        if recipe.student.architecture == "distilbert":
+            _write_distilbert(folder, recipe, Path(temporary))
+        else:
+            keep_layers(folder, recipe.student.layers, Path(temporary))
         put_folder(Path(temporary), workdir, INITIAL)
     workdir.put(name, canonical_json(wanted))
 
@@ -156,6 +163,13 @@ def which_layers(layers: int | list[int], of: int) -> list[int]:
             f"student.layers {layers}: the teacher has {of} layers, 0 to {of - 1}, each used once in order"
         )
     return chosen
+
+
+def _write_distilbert(teacher: Path, recipe: Recipe, target: Path) -> None:
+    assert recipe.student.layers is not None  # the recipe's own rule
+    chosen = which_layers(recipe.student.layers, load_config(teacher).num_hidden_layers)
+    distilbert_of(teacher, chosen, recipe.corpus.task, recipe.trainer.seed).save_pretrained(target)
+    copy_tokenizer(teacher, target)
 
 
 def keep_layers(teacher: Path, layers: int | list[int] | None, target: Path) -> None:
