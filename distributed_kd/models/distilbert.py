@@ -12,12 +12,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from distributed_kd.errors import RequestError
 from distributed_kd.models.config import load_config
-from distributed_kd.models.load import from_pretrained
+from distributed_kd.models.headless import open_for_task
 
 _OUTSIDE_LAYERS = {
     "bert.embeddings.word_embeddings": "distilbert.embeddings.word_embeddings",
@@ -73,20 +72,11 @@ def distilbert_of(bert: Path, layers: list[int], task: str, seed: int) -> Any:
             f"model {bert} is {what}, and student.architecture: distilbert is made of a BERT encoder's layers; "
             "leave it out to keep the teacher's own architecture"
         )
-    auto: Any = transformers.AutoModelForMaskedLM
-    if task == "classification":
-        auto = transformers.AutoModelForSequenceClassification
-    torch.manual_seed(seed)
-    teacher, loading = from_pretrained(auto, bert, dtype=torch.float32, output_loading_info=True)
-    lacking = sorted(name for name in loading["missing_keys"] if name.startswith("bert.") and ".pooler." not in name)
-    if lacking:
-        raise RequestError(f"model {bert}: no weights for {lacking[0]} in its files")
+    teacher = open_for_task(bert, task, seed)
     own = config.to_dict()
-    student = auto.from_config(
-        transformers.DistilBertConfig(
-            n_layers=len(layers), **{new: own[old] for old, new in _CONFIGURATION.items() if old in own}
-        )
-    )
+    settings = {new: own[old] for old, new in _CONFIGURATION.items() if old in own}
+    classes = {"masked_lm": "DistilBertForMaskedLM", "classification": "DistilBertForSequenceClassification"}
+    student = getattr(transformers, classes[task])(transformers.DistilBertConfig(n_layers=len(layers), **settings))
     missing, unknown = student.load_state_dict(_renamed(teacher.state_dict(), layers), strict=False)
     assert not unknown, unknown
     assert all(name.startswith(("pre_classifier.", "classifier.")) for name in missing), missing

@@ -2,14 +2,16 @@
 
 `teacher_layers` reads only the kept layers' tensors out of the teacher's safetensors and writes them as a model of
 its own, `WORKDIR/student/init`, while the teacher is at hand: training then needs nothing of the teacher. With
-`architecture: distilbert` that model is a DistilBERT.
+`architecture: distilbert` that model is a DistilBERT. An encoder that lacks a head gets one there, of both arms.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,12 @@ from distributed_kd.models import parts
 from distributed_kd.models.adapters import add_adapters
 from distributed_kd.models.config import folder_of_config, load_config
 from distributed_kd.models.distilbert import distilbert_of
+from distributed_kd.models.headless import lacks_head, open_for_task
 from distributed_kd.models.load import auto_class, load_model
 from distributed_kd.models.locate import identity, locate, resolve_package
 from distributed_kd.models.tokenizer import copy_tokenizer
 from distributed_kd.recipe import Recipe, Student
-from distributed_kd.store.digest import canonical_json
+from distributed_kd.store.digest import canonical_json, differences
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.folder import as_local_folder, put_folder
 
@@ -40,39 +43,65 @@ def write_initial_weights(recipe: Recipe) -> None:
     """
     if recipe.student.init != "teacher_layers":
         return
-    teacher = recipe.teachers[0]
-    workdir = Store(recipe.workdir)
-    name = f"{INITIAL}/made_from.json"
-    wanted = {"teacher": teacher.model, "revision": teacher.revision, "layers": recipe.student.layers}
-    if recipe.student.architecture is not None:
-        wanted |= {"architecture": recipe.student.architecture, "seed": recipe.trainer.seed}
-    if workdir.exists(name):
-        if workdir.read(name) != canonical_json(wanted):
-            raise RequestError(
-                f"{workdir.uri}/{INITIAL} was made of other layers, another teacher or for another architecture; "
-                f"choose another `workdir`, or delete {workdir.uri}/student to make it again"
-            )
-        return
-    folder = locate(teacher.model, teacher.revision)
-    identity(folder)  # says in one line when there are no weights
-    with tempfile.TemporaryDirectory() as temporary:
-        if recipe.student.architecture == "distilbert":
-            _write_distilbert(folder, recipe, Path(temporary))
+    teacher, student = recipe.teachers[0], recipe.student
+    made_from: dict[str, Any] = {"teacher": teacher.model, "revision": teacher.revision, "layers": student.layers}
+    if student.architecture is not None:
+        made_from |= {"architecture": student.architecture, "seed": recipe.trainer.seed}
+
+    def make(target: Path) -> None:
+        folder = locate(teacher.model, teacher.revision)
+        identity(folder)  # says in one line when there are no weights
+        if student.architecture == "distilbert":
+            _write_distilbert(folder, recipe, target)
         else:
-            keep_layers(folder, recipe.student.layers, Path(temporary))
-        put_folder(Path(temporary), workdir, INITIAL)
-    workdir.put(name, canonical_json(wanted))
+            keep_layers(folder, student.layers, target)
+
+    _make_once(recipe, made_from, make)
 
 
 def student_folder(recipe: Recipe) -> Path:
-    """The local folder the student starts from. Raises `RequestError` when it cannot be had."""
+    """The local folder the student starts from, for an encoder without a head made with a fresh one.
+
+    Raises `RequestError` when it cannot be had.
+    """
     if recipe.student.init == "teacher_layers":
         write_initial_weights(recipe)
         return as_local_folder(Store(recipe.workdir), INITIAL)
     if recipe.student.config is not None:
         return folder_of_config(recipe.student.config)
     assert recipe.student.model is not None  # the recipe's own rule
-    return locate(recipe.student.model, weights=recipe.student.init == "weights")
+    folder = locate(recipe.student.model, weights=recipe.student.init == "weights")
+    if recipe.student.init == "random" or not lacks_head(load_config(folder), recipe.corpus.task):
+        return folder
+    if recipe.student.lora is not None:
+        raise RequestError(
+            f"student.model {recipe.student.model} has no head for corpus.task: {recipe.corpus.task}, and adapters "
+            "would leave a fresh one as it is; leave out `lora`, or train the whole model first"
+        )
+
+    def make(target: Path) -> None:
+        open_for_task(folder, recipe.corpus.task, recipe.trainer.seed).save_pretrained(target)
+        load_tokenizer(folder).save_pretrained(target)
+
+    _make_once(recipe, {"model": recipe.student.model, "seed": recipe.trainer.seed}, make)
+    return as_local_folder(Store(recipe.workdir), INITIAL)
+
+
+def _make_once(recipe: Recipe, made_from: dict[str, Any], make: Callable[[Path], None]) -> None:
+    workdir = Store(recipe.workdir)
+    name = f"{INITIAL}/made_from.json"
+    if workdir.exists(name):
+        found = json.loads(workdir.read(name))
+        if found != made_from:
+            raise RequestError(
+                f"{workdir.uri}/{INITIAL} was made for another student ({'; '.join(differences(found, made_from))}); "
+                f"choose another `workdir`, or delete {workdir.uri}/student to make it again"
+            )
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        make(Path(temporary))
+        put_folder(Path(temporary), workdir, INITIAL)
+    workdir.put(name, canonical_json(made_from))
 
 
 def load_student(recipe: Recipe, folder: Path) -> Any:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from distributed_kd.errors import RequestError
+from distributed_kd.models.tokenizer import load_tokenizer
 from distributed_kd.recipe import parse
 from distributed_kd.student.build import load_student, student_folder, write_initial_weights
 from tests import toys
@@ -38,8 +40,39 @@ def test_a_bert_and_a_distilbert_of_the_same_layers_compute_the_same(recipe: dic
 def test_initial_weights_of_another_architecture_are_refused(recipe: dict[str, Any]) -> None:
     write_initial_weights(parse(recipe))
     recipe["student"]["architecture"] = "distilbert"
-    with pytest.raises(RequestError, match="was made of other layers, another teacher or for another architecture"):
+    with pytest.raises(RequestError, match=r"was made for another student .architecture: nothing, not .distilbert."):
         write_initial_weights(parse(recipe))
+
+
+def test_an_encoder_without_a_head_gets_one(recipe: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "encoder").mkdir()
+    encoder = toys.save_masked_model(tmp_path / "encoder", layers=2, seed=2, kind="BertModel")
+    recipe["student"] = {"model": str(encoder)}
+    recipe["trainer"]["seed"] = 3
+    heads = []
+    for arm in ("one", "two"):
+        recipe["workdir"] = str(tmp_path / arm)
+        folder = student_folder(parse(recipe))
+        student = load_student(parse(recipe), folder)
+        assert type(student).__name__ == "BertForMaskedLM"
+        for name, tensor in load_file(encoder / "model.safetensors").items():
+            assert "pooler" in name or torch.equal(student.bert.state_dict()[name], tensor), name
+        heads.append(student.cls.predictions.transform.dense.weight)
+    assert torch.equal(*heads) and heads[0].std() > 0
+    assert load_tokenizer(folder).mask_token_id == 4
+    recipe["trainer"]["seed"] = 4
+    with pytest.raises(RequestError, match=r"was made for another student .seed: 3, not 4"):
+        student_folder(parse(recipe))
+    recipe["student"]["lora"] = {"rank": 4, "alpha": 8}
+    with pytest.raises(RequestError, match=r"has no head for corpus\.task: masked_lm, and adapters would leave"):
+        student_folder(parse(recipe))
+
+
+def test_a_folder_that_has_its_head_is_the_students(recipe: dict[str, Any], toy_student: Path) -> None:
+    for model, task in ((recipe["teachers"][0]["model"], "masked_lm"), (str(toy_student), "causal_lm")):
+        recipe["student"] = {"model": model}
+        recipe["corpus"]["task"] = task
+        assert student_folder(parse(recipe)) == Path(model)
 
 
 def test_a_distilbert_of_no_bert_is_refused(recipe: dict[str, Any], toy_teacher: Path) -> None:

@@ -1,0 +1,46 @@
+"""An encoder as many are published, without the head that a task needs: it gets a fresh one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distributed_kd.errors import RequestError
+from distributed_kd.models.config import architecture_of
+from distributed_kd.models.load import from_pretrained
+
+
+def lacks_head(config: Any, task: str) -> bool:
+    """Whether the configuration is of the body alone of a model that transformers has for `corpus.task: masked_lm`."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
+
+    is_body = architecture_of(config) == MODEL_MAPPING_NAMES.get(config.model_type)
+    return is_body and task == "masked_lm" and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def open_for_task(folder: Path, task: str, seed: int) -> Any:
+    """transformers' model for `corpus.task`, masked_lm or classification, in float32 and eval mode.
+
+    Of its head, what the folder does not have is fresh, the same for the same seed. Raises `RequestError` where weights
+    of its body are not there.
+    """
+    import transformers
+    from transformers.utils import logging
+
+    auto: Any = transformers.AutoModelForMaskedLM
+    if task == "classification":
+        auto = transformers.AutoModelForSequenceClassification
+    torch.manual_seed(seed)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # else it calls a checkpoint without a head corrupted
+    try:
+        model, loading = from_pretrained(auto, folder, dtype=torch.float32, output_loading_info=True)
+    finally:
+        logging.set_verbosity(verbosity)
+    body = f"{model.base_model_prefix}."  # a pooler is what a classifier's head reads
+    lacking = sorted(name for name in loading["missing_keys"] if name.startswith(body) and ".pooler." not in name)
+    if lacking:
+        raise RequestError(f"model {folder}: no weights for {lacking[0]} in its files")
+    return model.eval()
