@@ -294,10 +294,9 @@ class Student(Section):
                 raise ValueError("`config` is for model_type: feature_classifier; of others give a folder in `model`")
         elif self.model is None:
             raise ValueError(f"init: {self.init} needs `model`: a path or hub id")
-        else:
-            for key in ("layers", "architecture"):
-                if getattr(self, key) is not None:
-                    raise ValueError(f"`{key}` goes with init: teacher_layers")
+        for key in ("layers", "architecture"):
+            if self.init != "teacher_layers" and getattr(self, key) is not None:
+                raise ValueError(f"`{key}` goes with init: teacher_layers")
         return self
 
     @model_validator(mode="after")

@@ -72,7 +72,7 @@ def prepare(recipe: Recipe) -> SequencesManifest:
     files = list_files(corpus)
     name, folder = _model_of(recipe)
     config = load_config(folder)
-    _refuse_what_does_not_fit(corpus, config, name)
+    _refuse_what_does_not_fit(recipe, config, name)
     identity, more, masking = _inputs_of(recipe, config, name)
     surveys = survey(files, corpus)
     made_from = {
@@ -346,8 +346,9 @@ def _block_name(key: str, task: int) -> str:
     return f"{BLOCKS}/{key[:16]}-{task:06d}"
 
 
-def _refuse_what_does_not_fit(corpus: Corpus, config: Any, model: str) -> None:
-    refuse_other_task(config, model, corpus)
+def _refuse_what_does_not_fit(recipe: Recipe, config: Any, model: str) -> None:
+    corpus = recipe.corpus
+    refuse_other_task(config, model, corpus, may_lack_head=not recipe.teachers and recipe.student.init == "weights")
     bound, sequence_length = longest_sequence(config), corpus.sequence_length
     if bound is not None and sequence_length > bound:
         raise RequestError(

@@ -80,9 +80,24 @@ def is_classifier(architecture: str) -> bool:
     return takes_features(architecture) or is_text_classifier(architecture)
 
 
-def refuse_other_task(config: Any, name: str, corpus: Corpus) -> None:
+def lacks_head(config: Any, task: str) -> bool:
+    """Whether the configuration is of the body alone of a model that transformers has for `corpus.task: masked_lm`."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
+
+    is_body = architecture_of(config) == MODEL_MAPPING_NAMES.get(config.model_type)
+    return is_body and task == "masked_lm" and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def refuse_other_task(config: Any, name: str, corpus: Corpus, may_lack_head: bool = False) -> None:
     """Raises `RequestError` where the model's configuration says that it predicts something else than the corpus."""
     architecture = architecture_of(config)
+    if lacks_head(config, corpus.task):
+        if may_lack_head:
+            return
+        raise RequestError(
+            f"model {name} is a {architecture}, which has no head for corpus.task: {corpus.task}; train it one, as "
+            "`student.model` of a recipe with `teachers: []`, or choose another model"
+        )
     fits: tuple[str, ...]
     if is_masked_lm(architecture):
         fits = ("masked_lm",)

@@ -8,16 +8,7 @@ from typing import Any
 import torch
 
 from distributed_kd.errors import RequestError
-from distributed_kd.models.config import architecture_of
 from distributed_kd.models.load import from_pretrained
-
-
-def lacks_head(config: Any, task: str) -> bool:
-    """Whether the configuration is of the body alone of a model that transformers has for `corpus.task: masked_lm`."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
-
-    is_body = architecture_of(config) == MODEL_MAPPING_NAMES.get(config.model_type)
-    return is_body and task == "masked_lm" and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def open_for_task(folder: Path, task: str, seed: int) -> Any:

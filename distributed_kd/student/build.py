@@ -21,9 +21,9 @@ import torch
 from distributed_kd.errors import RequestError
 from distributed_kd.models import parts
 from distributed_kd.models.adapters import add_adapters
-from distributed_kd.models.config import folder_of_config, load_config
+from distributed_kd.models.config import folder_of_config, lacks_head, load_config
 from distributed_kd.models.distilbert import distilbert_of
-from distributed_kd.models.headless import lacks_head, open_for_task
+from distributed_kd.models.headless import open_for_task
 from distributed_kd.models.load import auto_class, load_model
 from distributed_kd.models.locate import identity, locate, resolve_package
 from distributed_kd.models.tokenizer import copy_tokenizer
@@ -81,7 +81,7 @@ def student_folder(recipe: Recipe) -> Path:
 
     def make(target: Path) -> None:
         open_for_task(folder, recipe.corpus.task, recipe.trainer.seed).save_pretrained(target)
-        load_tokenizer(folder).save_pretrained(target)
+        copy_tokenizer(folder, target)
 
     _make_once(recipe, {"model": recipe.student.model, "seed": recipe.trainer.seed}, make)
     return as_local_folder(Store(recipe.workdir), INITIAL)
