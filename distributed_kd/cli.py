@@ -105,14 +105,29 @@ def submit(
     overrides: Overrides = None,
     address: Annotated[str, typer.Option(help="the Ray dashboard, http://HOST:8265")] = "http://127.0.0.1:8265",
     follow: Annotated[bool, typer.Option(help="follow the job's log and exit with its result")] = True,
+    runtime_env: Annotated[
+        str | None, typer.Option(metavar="FILE", help="YAML of Ray's runtime_env: pip, env_vars, image_uri, ...")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="print what would be sent, and send nothing")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """A stage as a Ray job, its log followed."""
-    from distributed_kd.launch.ray_job import submit_stage
+    from distributed_kd.launch.ray_job import submit_stage, what_is_sent
 
-    result = submit_stage(stage, _load(recipe, overrides, as_json), address, follow)
-    _show(result, as_json)
+    loaded = _load(recipe, overrides, as_json)
+    if not dry_run:
+        _show(submit_stage(stage, loaded, address, follow, runtime_env), as_json)
+        return
+    sent = what_is_sent(stage, loaded, address, runtime_env)
+    if as_json:
+        _show(sent, as_json)
+        return
+    import yaml
+
+    from distributed_kd.console import results
+
+    print(yaml.safe_dump(sent, sort_keys=False), end="", file=results())
 
 
 @app.command()

@@ -552,7 +552,7 @@ def makers(recipe: Recipe) -> list[Recipe]:
 
 def parse(data: dict[str, Any], where: str = "recipe") -> Recipe:
     """Validates a mapping. Raises `RequestError`: one line that names `where`, the key and the remedy."""
-    _refuse_secrets(data, where)
+    refuse_secrets(data, where)
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
@@ -569,11 +569,14 @@ def _with_model(teacher: Teacher) -> Teacher:
     return teacher.model_copy(update={"model": f"{workdir}/student/export"})
 
 
-def _refuse_secrets(data: Any, where: str, key: str = "") -> None:
-    """A recipe is written beside each artifact and sent to clusters: nothing in it may open a store."""
+def refuse_secrets(data: Any, where: str, key: str = "") -> None:
+    """A recipe is written beside each artifact and sent to clusters: nothing in it may open a store.
+
+    Raises `RequestError` that names the key.
+    """
     pairs = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
     for name, value in pairs:
-        _refuse_secrets(value, where, f"{key}.{name}".lstrip("."))
+        refuse_secrets(value, where, f"{key}.{name}".lstrip("."))
     if isinstance(data, str) and without_secrets(data) != data:
         raise RequestError(
             f"{where}: {key}: a password or a signature in a URL would be written down; leave it out and give it in "

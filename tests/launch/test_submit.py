@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.job_submission import JobSubmissionClient
 
 from tests.buckets import free_port
 from tests.commands import dkd, said, write_recipe
+from tests.disturbed import until
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +30,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "PYTHONPATH")}
     environment |= {
         "RAY_AUTH_MODE": "disabled",
+        "DKD_TESTS_SECRET": "said on the node",
         "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}",
     }
     process = subprocess.Popen(
@@ -49,11 +52,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             assert time.monotonic() < deadline, "the Ray head did not come up"
             time.sleep(0.3)
     yield address
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(30)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def test_stages_run_as_jobs_and_a_refusal_comes_back(head: str, toy_recipe: dict[str, Any], tmp_path: Path) -> None:
@@ -63,10 +63,27 @@ def test_stages_run_as_jobs_and_a_refusal_comes_back(head: str, toy_recipe: dict
     assert failed.returncode == 2, "the job's own exit code is ours"
     assert "holds no finished sequences; run `dkd prepare` first" in said_last(failed.stderr)
 
-    for stage in ("prepare", "cache"):
-        done = dkd("submit", stage, recipe, "--address", head, RAY_AUTH_MODE="disabled")
-        assert done.returncode == 0, done.stderr
-        assert "SUCCEEDED" in done.stdout
+    environment = tmp_path / "runtime_env.yaml"
+    environment.write_text("env_vars: {HF_TOKEN: '${DKD_TESTS_SECRET}', DKD_ABSENT_KEY: '${DKD_TESTS_NOT_SET}'}")
+    given = ("submit", "prepare", recipe, "--address", head, "--runtime-env", environment)
+    planned = json.loads(dkd(*given, "--dry-run", "--json").stdout)
+    begun = dkd(*given, "--no-follow", "--json")
+    assert begun.returncode == 0, begun.stderr
+    client = JobSubmissionClient(head)
+    job = client.get_job_info(json.loads(begun.stdout)["job"])
+    assert job.entrypoint == planned["entrypoint"]
+    assert job.runtime_env is not None
+    assert job.runtime_env.pop("working_dir").startswith("gcs://")
+    assert job.runtime_env == planned["runtime_env"], "a dry run shows what is sent"
+    asking = client.submit_job(entrypoint="echo [$HF_TOKEN] [$DKD_ABSENT_KEY]", runtime_env=planned["runtime_env"])
+    for one, ends in ((asking, "[said on the node] []"), (str(job.submission_id), "")):
+        until(lambda one=one: client.get_job_status(one).is_terminal(), "a job", 120.0)
+        assert client.get_job_status(one) == "SUCCEEDED", client.get_job_logs(one)
+        assert client.get_job_logs(one).strip().endswith(ends)
+
+    done = dkd("submit", "cache", recipe, "--address", head, RAY_AUTH_MODE="disabled")
+    assert done.returncode == 0, done.stderr
+    assert "SUCCEEDED" in done.stdout
     assert "positions" in done.stderr, "the job's own log was not followed"
     facts = json.loads(dkd("inspect", Path(toy_recipe["workdir"]) / "cache", "--json").stdout)
     assert facts["missing_shards"] == []
