@@ -23,6 +23,6 @@ def checked_recipe(command: list[str], files: dict[str, Path]) -> Recipe:
 
 def constrained(package: str) -> str:
     """The version of constraints.txt."""
-    found = re.search(rf"^{package}==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    found = re.search(rf"^{package}==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE | re.IGNORECASE)
     assert found is not None
     return found[1]

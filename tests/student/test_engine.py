@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from distributed_kd.errors import RequestError
+from distributed_kd.launch.hostfile import slots
 from distributed_kd.recipe import Trainer
 from distributed_kd.student.build import which_layers
 from distributed_kd.student.engine import deepspeed_config, learning_rate_schedule, zero_stage
@@ -59,11 +60,30 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, text: str | None)
         deepspeed_config(trainer(deepspeed=str(path)), world=1)
 
 
-def test_every_configuration_that_comes_with_the_project_is_taken() -> None:
-    files = sorted((ROOT / "infra" / "deepspeed").glob("*.json"))
-    assert files
-    for file in files:
-        deepspeed_config(trainer(deepspeed=str(file)), world=1)
+DEEPSPEED = ROOT / "infra" / "deepspeed"
+
+
+@pytest.mark.parametrize("file", sorted(DEEPSPEED.glob("*.json")), ids=lambda file: file.stem)
+def test_a_configuration_that_comes_with_the_project_is_what_its_name_says(file: Path) -> None:
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    config = deepspeed_config(trainer(deepspeed=str(file), gradient_clipping=1.0), world=1)
+    found = DeepSpeedConfig(config).zero_config
+    stage, _, offload = file.stem.removeprefix("zero").partition("-")
+    assert found.stage == zero_stage(config) == int(stage)
+    assert (found.offload_optimizer is not None) == bool(offload)
+    assert (found.offload_param is not None) == (file.stem == "zero3-offload")
+
+
+def test_there_is_a_configuration_for_each_stage_and_offload() -> None:
+    named = {file.stem for file in DEEPSPEED.glob("*.json")}
+    assert named == {"zero0", "zero1", "zero2", "zero2-offload", "zero3", "zero3-offload"}
+
+
+def test_deepspeed_and_we_read_the_hostfile_alike() -> None:
+    from deepspeed.launcher.runner import fetch_hostfile
+
+    assert dict(fetch_hostfile(str(DEEPSPEED / "hostfile"))) == slots(str(DEEPSPEED / "hostfile"))
 
 
 @pytest.mark.parametrize(
