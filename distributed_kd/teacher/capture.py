@@ -239,4 +239,9 @@ def stopped_by_sigterm() -> Iterator[None]:
         raise Stopped("stopped by SIGTERM; resume with the same command")
 
     with on_stop(stop, (signal.SIGTERM,)):
-        yield
+        try:
+            yield
+        except SystemError as error:  # Ray's compiled code, which a handler met between a result and its return
+            if isinstance(error.__cause__, Stopped):
+                raise error.__cause__ from None
+            raise

@@ -15,8 +15,9 @@ from typing import Any
 import psutil
 import pytest
 
-from distributed_kd.errors import WorkError
+from distributed_kd.errors import Stopped, WorkError
 from distributed_kd.recipe import parse
+from distributed_kd.teacher.capture import stopped_by_sigterm
 from tests.commands import ROOT, dkd, said, write_recipe
 from tests.disturbed import (
     add_finished,
@@ -125,6 +126,21 @@ def test_a_second_driver_is_refused_and_sigterm_ends_the_first_well(
     finished = writes_of(cache)
     assert dkd("cache", recipe).returncode == 0
     add_finished(finished, cache)
+
+
+def test_a_signal_that_meets_compiled_code_at_its_return_is_a_stop() -> None:
+    """CPython makes a SystemError of what a handler raised there; in `ray.wait` it does happen."""
+
+    def wait() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Stopped as error:
+            raise SystemError("<cyfunction CoreWorker.wait> returned a result with an exception set") from error
+
+    with pytest.raises(Stopped, match="SIGTERM"), stopped_by_sigterm():
+        wait()
+    with pytest.raises(SystemError, match="its own"), stopped_by_sigterm():
+        raise SystemError("its own")
 
 
 def test_a_replica_that_hangs_is_replaced(
