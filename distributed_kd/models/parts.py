@@ -73,7 +73,9 @@ class Body(Protocol):
 
 
 def within(model: Any) -> Any:
-    """transformers' own model, adapters in its layers, where peft has wrapped it; any other as it is."""
+    """transformers' own model, adapters in its layers, where DDP or peft has wrapped it; any other as it is."""
+    if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+        model = model.module
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -133,12 +135,35 @@ def _attribute(model: Any, path: str) -> Any:
     return model
 
 
+def hidden_states(model: Any, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """The last hidden states [B, S, D] of a forward of `model` itself: whoever has wrapped it (DDP, FSDP2) sees one.
+
+    input_ids, position_ids and attention_mask are all [B, S], padded on the right.
+    """
+    own = within(model)
+    inputs: dict[str, Any] = {"position_ids": position_ids, "use_cache": False}
+    if is_masked_lm(
+        type(own).__name__
+    ):  # for others padding is the future, and a mask would hide where documents begin
+        inputs = {"attention_mask": attention_mask}
+    with _passed_over(own.get_output_embeddings()) as taken:
+        output = model(input_ids=input_ids, **inputs).logits
+    # What does more after its head, or is cast by a wrapper, gives out other tensors; a wrapper's hooks are on those.
+    return taken[0] if output is taken[0] else taken[0] + 0.0 * output
+
+
 @contextmanager
-def _passed_over(layer: Any) -> Iterator[None]:
-    """The layer gives what it is given. It is still called as a module, so hooks on it run."""
-    layer.forward = lambda hidden: hidden
+def _passed_over(layer: Any) -> Iterator[list[Tensor]]:
+    """The layer gives what it is given, which is listed. It is still called as a module, so hooks on it run."""
+    taken: list[Tensor] = []
+
+    def forward(hidden: Tensor) -> Tensor:
+        taken.append(hidden)
+        return hidden
+
+    layer.forward = forward
     try:
-        yield
+        yield taken
     finally:
         del layer.forward
 

@@ -63,6 +63,20 @@ def test_heads_of_many_families_are_understood(family: str) -> None:
     parts.check(model)
 
 
+@pytest.mark.parametrize("family", families())
+def test_a_models_own_forward_gives_the_bodys_hidden_states(family: str) -> None:
+    """And their gradient passes through what it gives out, to which wrappers attach their hooks."""
+    torch.manual_seed(0)
+    model = families()[family]().eval()
+    ids, places, present = torch.arange(5, 19)[None], torch.arange(14)[None], torch.arange(14)[None] < 10
+    out: list[Any] = []
+    model.register_forward_hook(lambda module, given, output: output.logits.register_hook(out.append) and None)
+    hidden = parts.hidden_states(model, ids, places, present.long())
+    torch.testing.assert_close(hidden, parts.body_of(model)(ids, places, present), rtol=0.0, atol=0.0)
+    hidden.sum().backward()
+    assert len(out) == 1
+
+
 @pytest.mark.parametrize("family", masked_families())
 def test_a_masked_model_sees_both_sides_and_no_padding(family: str) -> None:
     torch.manual_seed(0)

@@ -1,0 +1,145 @@
+"""docs/use-a-part.md: each block runs as it stands there, and does what the text beside it says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from distributed_kd.cache.reader import open as open_cache
+from distributed_kd.student.order import GlobalOrder
+from distributed_kd.student.stream import Stream
+from tests.pages import run_block
+from tests.ranks import Ranks
+
+PAGE = "use-a-part.md"
+
+
+@pytest.fixture
+def place(prepared_recipe: dict[str, Any], toy_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a cache and a student where the page has them; the test is in it."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "path/to").mkdir(parents=True)
+    (tmp_path / "runs/mine").symlink_to(prepared_recipe["workdir"])
+    (tmp_path / "path/to/student").symlink_to(toy_student)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    return tmp_path
+
+
+def test_the_names_are_those_of_the_package_and_cost_nothing() -> None:
+    code = (
+        "import sys, distributed_kd\n"
+        "assert not {'torch', 'transformers', 'pyarrow'} & set(sys.modules)\n"
+        "for name in distributed_kd.__all__: getattr(distributed_kd, name)\n"
+        "assert not hasattr(distributed_kd, 'nothing_of_the_kind')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_objective_alone() -> None:
+    torch.manual_seed(0)
+    losses = run_block(PAGE, "The objective alone")["losses"]
+    assert losses[-1] < 0.7 * losses[0]
+    assert min(losses) > 0.0  # with the tail in it no KL is negative
+
+
+def test_a_pytorch_loop(place: Path, prepared_recipe: dict[str, Any]) -> None:
+    """The batches are those of `dkd train`, in its order."""
+    found = run_block(PAGE, "The cache in a PyTorch loop")
+    assert found["losses"][-1] < found["losses"][0]
+    cache = open_cache("runs/mine/cache")
+    order = GlobalOrder(cache.manifest.fingerprint, 0, cache.entries.rows, 8)
+    stream = Stream(cache, order, rank=0, world=1, micro_batch=8, temperature=2.0)
+    for step, (micro_batch,) in enumerate(stream.steps(0, 6)):
+        batch = found["Collator"](2.0)([found["data"][int(number)] for number in found["batches"][step]])
+        assert torch.equal(batch["input_ids"], micro_batch.input_ids)
+        assert torch.equal(batch["target_log_p"], micro_batch.targets.log_p)
+        assert torch.equal(batch["labels"][:, 1:][batch["loss_mask"][:, :-1]], micro_batch.targets.labels)
+
+
+def test_a_trainer_of_transformers(place: Path) -> None:
+    """Its loss does not depend on how a step is cut into micro-batches; what it saves is a student."""
+    from transformers import AutoModelForCausalLM, TrainingArguments
+
+    found = run_block(PAGE, "Hugging Face Trainer")
+    losses = [line["loss"] for line in found["trainer"].state.log_history if "loss" in line]
+    assert len(losses) == 6 and losses[-1] < losses[0]
+    saved = AutoModelForCausalLM.from_pretrained("runs/trainer/student")
+    student = AutoModelForCausalLM.from_pretrained("path/to/student")
+    whole = TrainingArguments(
+        "runs/whole", per_device_train_batch_size=8, max_steps=6, learning_rate=1e-2, logging_steps=1,
+        remove_unused_columns=False, report_to="none",
+    )  # fmt: skip
+    found["DistillationTrainer"](
+        student, whole, train_dataset=found["data"], data_collator=found["Collator"](2.0)
+    ).train()
+    for name, value in student.named_parameters():
+        torch.testing.assert_close(value, saved.get_parameter(name), atol=2e-4, rtol=1e-3, msg=name)
+
+
+def test_a_dataset_of_datasets(place: Path) -> None:
+    found = run_block(PAGE, "A datasets dataset")
+    numbers = found["data"]["train"].with_format(None)["sequence"][:4]
+    expected = found["Collator"](2.0)([found["rows"][number] for number in numbers])
+    assert found["batch"].keys() == expected.keys()
+    assert all(torch.equal(found["batch"][key], value) for key, value in expected.items())
+
+
+@pytest.mark.slow
+def test_the_sft_trainer_of_trl(place: Path) -> None:
+    pytest.importorskip("trl", reason="trl is not installed")
+    losses = [
+        line["loss"] for line in run_block(PAGE, "TRL's SFTTrainer")["trainer"].state.log_history if "loss" in line
+    ]
+    assert len(losses) == 6 and losses[-1] < losses[0]
+
+
+def _rank(notes: str, heading: str) -> None:
+    """What a rank does: the block, then its weights, whole, to a file of rank 0's."""
+    student = run_block(PAGE, heading)["student"]
+    weights = {
+        name.removeprefix("module."): getattr(value, "full_tensor", lambda value=value: value)().detach().numpy()
+        for name, value in student.named_parameters()
+    }
+    if torch.distributed.get_rank() == 0:
+        np.savez(Path(notes) / "weights.npz", **weights)
+    torch.distributed.destroy_process_group()
+
+
+def _ddp(notes: str) -> None:
+    _rank(notes, "DDP")
+
+
+def _fsdp(notes: str) -> None:
+    _rank(notes, "FSDP2")
+
+
+@pytest.mark.slow
+def test_ddp_and_fsdp2_give_the_weights_of_one_process(place: Path, prepared_recipe: dict[str, Any]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from distributed_kd import CacheDataset, Collator, distillation_loss
+
+    runs = [Ranks(prepared_recipe, place / name, 2, work=work) for name, work in (("ddp", _ddp), ("fsdp", _fsdp))]
+    student = AutoModelForCausalLM.from_pretrained("path/to/student")
+    optimizer = torch.optim.SGD(student.parameters(), lr=1e-2)
+    data = CacheDataset("runs/mine/cache")
+    order = GlobalOrder(data.cache.manifest.fingerprint, 0, data.cache.entries.rows, 8)
+    before = {name: value.detach().clone() for name, value in student.named_parameters()}
+    for step in range(3):
+        batch = Collator(2.0)([data[int(number)] for number in order.batch(step)])
+        (distillation_loss(student, batch, alpha=0.5).total / len(batch["target_labels"])).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for run in runs:
+        run.wait()
+        weights = np.load(run.folder / "weights.npz")
+        for name, value in student.named_parameters():
+            np.testing.assert_allclose(weights[name], value.detach().numpy(), atol=2e-6, err_msg=name)
+            assert not np.allclose(weights[name], before[name].numpy(), atol=1e-4)
