@@ -13,8 +13,9 @@ import torch
 
 from distributed_kd.cache.reader import open as open_cache
 from distributed_kd.student.order import GlobalOrder
+from distributed_kd.student.position_weights import entropies
 from distributed_kd.student.stream import Stream
-from tests.pages import run_block
+from tests.pages import run_block, run_command
 from tests.ranks import Ranks
 
 PAGE = "use-a-part.md"
@@ -89,6 +90,24 @@ def test_a_dataset_of_datasets(place: Path) -> None:
     expected = found["Collator"](2.0)([found["rows"][number] for number in numbers])
     assert found["batch"].keys() == expected.keys()
     assert all(torch.equal(found["batch"][key], value) for key, value in expected.items())
+
+
+def test_an_export_in_duckdb_and_polars(place: Path) -> None:
+    """Both say what the cache says of the teacher's entropy."""
+    run_command(PAGE, "An export in DuckDB and Polars")
+    by_token: dict[int, list[float]] = {}
+    for row in open_cache("runs/mine/cache"):
+        entropy = entropies(*row.targets.log_probabilities(1.0))
+        for token, nats in zip(row.sequence.input_ids[row.sequence.loss_mask].tolist(), entropy.tolist(), strict=True):
+            by_token.setdefault(token, []).append(nats)
+    means = {token: (len(found), float(np.mean(found))) for token, found in by_token.items() if len(found) >= 5}
+    expected = sorted(((token, *mean) for token, mean in means.items()), key=lambda row: (-row[2], row[0]))[:10]
+    for package, heading in (("duckdb", "DuckDB"), ("polars", "Polars")):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+        found = run_block(PAGE, heading)["least_certain"]
+        rows = found if isinstance(found, list) else found.rows()
+        assert [row[:2] for row in rows] == [row[:2] for row in expected], package
+        np.testing.assert_allclose([row[2] for row in rows], [row[2] for row in expected], rtol=1e-5)
 
 
 @pytest.mark.slow
