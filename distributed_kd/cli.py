@@ -64,6 +64,26 @@ def cache(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False
     _show(facts_of(store_of(loaded).uri), as_json)
 
 
+@app.command("import")
+def import_(
+    recipe: RecipePath,
+    source: Annotated[str, typer.Option("--from", metavar="SOURCE", help="a file of JSON lines, or a saved dataset")],
+    kind: Annotated[str, typer.Option("--format", help="vllm: answers with prompt_logprobs; axolotl: prepared")],
+    overrides: Overrides = None,
+    normalised: Annotated[bool, typer.Option("--normalised", help="take lists that have lost their tail")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Lists of logprobs made elsewhere to logit shards, in the place of `dkd cache`."""
+    from distributed_kd.cache.inspect import inspect as facts_of
+    from distributed_kd.cache.manifest import FOLDER
+    from distributed_kd.teacher.imported import import_lists
+
+    loaded = _load(recipe, overrides, as_json)
+    import_lists(loaded, source, kind, normalised)
+    _show(facts_of(f"{loaded.workdir}/{FOLDER}"), as_json)
+
+
 @app.command()
 def train(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
     """Logit shards to a student, and the baseline on hard labels alone."""

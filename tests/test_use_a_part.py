@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,7 @@ from distributed_kd.cache.reader import open as open_cache
 from distributed_kd.student.order import GlobalOrder
 from distributed_kd.student.position_weights import entropies
 from distributed_kd.student.stream import Stream
-from tests.pages import run_block, run_command
+from tests.pages import block, run_block, run_command
 from tests.ranks import Ranks
 
 PAGE = "use-a-part.md"
@@ -108,6 +110,14 @@ def test_an_export_in_duckdb_and_polars(place: Path) -> None:
         rows = found if isinstance(found, list) else found.rows()
         assert [row[:2] for row in rows] == [row[:2] for row in expected], package
         np.testing.assert_allclose([row[2] for row in rows], [row[2] for row in expected], rtol=1e-5)
+
+
+def test_requests_for_a_server(place: Path) -> None:
+    """The prompts are the sequences that `dkd import` will want the answers of; the command is in test_imported.py."""
+    run_block(PAGE, "A cache made elsewhere")
+    prompts = [json.loads(line)["prompt"] for line in (place / "requests.jsonl").read_text().splitlines()]
+    assert prompts == [row.sequence.input_ids.tolist() for row in open_cache("runs/mine/cache")]
+    assert set(shlex.split(block(PAGE, "A cache made elsewhere", "bash"))) >= {"import", "--from", "--format", "vllm"}
 
 
 @pytest.mark.slow

@@ -81,6 +81,12 @@ class CacheManifest(Manifest):
     merge: Merge | None = None
 
     @property
+    def imported(self) -> dict[str, Any] | None:
+        """What `dkd import` made it of; None where it did not."""
+        said = self.made_from.get("imported")
+        return said if isinstance(said, dict) else None
+
+    @property
     def teacher_identity(self) -> dict[str, str]:
         """Of the files of the teacher it was captured from, which may be gone. Raises `RequestError` if not said."""
         if self.merge is not None:
@@ -110,10 +116,12 @@ def read_entries(store: Store, manifest: CacheManifest) -> ShardIndex:
     return entries
 
 
-def refuse_merged(manifest: CacheManifest, store: Store, instead: str) -> None:
-    """Raises `RequestError` for a cache that no teacher can compute: one that `dkd merge` made."""
+def refuse_not_captured(manifest: CacheManifest, store: Store, instead: str) -> None:
+    """Raises `RequestError` for a cache that no teacher can compute here: one of `dkd merge` or `dkd import`."""
     if manifest.merge is not None:
         raise RequestError(f"{store.uri} is a merge of {len(manifest.merge.members)} caches; {instead}")
+    if manifest.imported is not None:
+        raise RequestError(f"{store.uri} was imported from {manifest.imported.get('format')} lists; {instead}")
 
 
 # What a shard's bytes depend on; how many replicas there are, and where, is not among it.
@@ -128,6 +136,18 @@ def made_from_of(recipe: Recipe, sequences: str, teacher: dict[str, str]) -> dic
         "teacher": {"model": spec.model, "revision": spec.revision, "dtype": spec.dtype, **teacher},
         "targets": recipe.targets.made_from(),
         "capture": recipe.capture.model_dump(mode="json", include=_IN_FINGERPRINT),
+    }
+
+
+def imported_from_of(recipe: Recipe, sequences: str, said: dict[str, Any]) -> dict[str, Any]:
+    """What an imported cache of this recipe is made from. said: `format`, `sha256` of the source, `normalised`."""
+    spec = recipe.teachers[0]
+    return {
+        "sequences": sequences,
+        "teacher": {"model": spec.model, "revision": spec.revision},
+        "targets": recipe.targets.made_from(),
+        "capture": recipe.capture.model_dump(mode="json", include={"codec", "table_positions"}),
+        "imported": said,
     }
 
 

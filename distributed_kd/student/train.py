@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from distributed_kd import console
-from distributed_kd.cache.manifest import made_from_of
+from distributed_kd.cache.manifest import imported_from_of, made_from_of
 from distributed_kd.cache.reader import LogitCache
 from distributed_kd.corpus.sequences import Sequences
 from distributed_kd.errors import RequestError
@@ -135,7 +135,11 @@ def _refuse_other_cache(recipe: Recipe, logits: LogitCache) -> None:
     if logits.manifest.merge is not None:
         _refuse_other_merge(recipe, logits, sequences)
         return
-    wanted = made_from_of(recipe, sequences.manifest.fingerprint, logits.manifest.teacher_identity)
+    imported = logits.manifest.imported
+    if imported is not None:
+        wanted = imported_from_of(recipe, sequences.manifest.fingerprint, imported)
+    else:
+        wanted = made_from_of(recipe, sequences.manifest.fingerprint, logits.manifest.teacher_identity)
     refuse_other(logits.manifest, wanted, logits.store, "a cache")
 
 

@@ -103,6 +103,8 @@ def audit(uri: str, teacher: str | None = None, positions: int = 4096) -> dict[s
 def _captured_with(manifest: CacheManifest, moved_to: str | None, uri: str) -> tuple[Teacher, Targets, Capture]:
     """Teacher, targets and capture settings as the manifest says, the teacher's files checked."""
     made_from = manifest.made_from
+    if manifest.imported is not None:
+        raise RequestError(f"{uri} was imported, from a teacher whose files it does not know; audit a small capture")
     try:
         own = made_from["teacher"]
         spec = Teacher(model=own["model"], revision=own["revision"], dtype=own["dtype"])

@@ -20,7 +20,7 @@ import numpy as np
 
 from distributed_kd import console
 from distributed_kd.cache import codecs
-from distributed_kd.cache.manifest import CacheManifest, Receipt, made_from_of, refuse_merged, store_of
+from distributed_kd.cache.manifest import CacheManifest, Receipt, made_from_of, refuse_not_captured, store_of
 from distributed_kd.cache.receipts import Receipts
 from distributed_kd.cache.writer import commit
 from distributed_kd.corpus.sequences import Sequences
@@ -60,7 +60,7 @@ def capture(recipe: Recipe, order: Callable[[str, np.ndarray], np.ndarray] | Non
     entries = sequences.shards("train")
     found = CacheManifest.read(store)
     if found is not None:
-        refuse_merged(found, store, "`dkd train` reads it as it is; to capture, choose another `workdir`")
+        refuse_not_captured(found, store, "`dkd train` reads it as it is; to capture, choose another `workdir`")
     made_from = made_from_of(recipe, sequences.manifest.fingerprint, teacher_identity(recipe, found))
     if found is not None:
         refuse_other(found, made_from, store, "a cache")
@@ -102,10 +102,15 @@ def teacher_identity(recipe: Recipe, found: CacheManifest | None) -> dict[str, s
         return found.teacher_identity
 
 
-def new_manifest(recipe: Recipe, sequences: Sequences, made_from: dict[str, Any], shard_count: int) -> CacheManifest:
-    """Of a cache that is to be captured. Raises `RequestError` for a teacher that does not fit recipe or sequences."""
+def new_manifest(
+    recipe: Recipe, sequences: Sequences, made_from: dict[str, Any], shard_count: int, weights: bool = True
+) -> CacheManifest:
+    """Of a cache that is to be made. Raises `RequestError` for a teacher that does not fit recipe or sequences.
+
+    weights: whether the teacher's are needed as well, or its small files alone.
+    """
     spec = recipe.teachers[0]
-    folder = locate(spec.model, spec.revision)
+    folder = locate(spec.model, spec.revision, weights)
     config = load_config(folder)
     refuse_other_task(config, spec.model, recipe.corpus)
     vocabulary = vocabulary_size(config)

@@ -17,7 +17,7 @@ from distributed_kd.cache.manifest import (
     TABLES_NAME,
     CacheManifest,
     made_from_of,
-    refuse_merged,
+    refuse_not_captured,
     remove_leftovers,
     store_of,
 )
@@ -65,7 +65,8 @@ def repair(recipe: Recipe) -> Repaired:
     manifest = CacheManifest.read(store)
     if manifest is None:
         raise RequestError(f"{store.uri} holds no cache to repair; run `dkd cache`")
-    refuse_merged(manifest, store, "no teacher can repair it: delete it and run `dkd merge` again")
+    command = "merge" if manifest.merge is not None else "import"
+    refuse_not_captured(manifest, store, f"no teacher can repair it: delete it and run `dkd {command}` again")
     refuse_other(
         manifest,
         made_from_of(recipe, sequences.manifest.fingerprint, teacher_identity(recipe, manifest)),

@@ -14,7 +14,7 @@ from distributed_kd import cache
 from distributed_kd.cache import codecs
 from distributed_kd.cache.ensemble import Member, mean_of
 from distributed_kd.cache.inspect import inspect
-from distributed_kd.cache.manifest import CacheManifest, put_tables, refuse_merged
+from distributed_kd.cache.manifest import CacheManifest, put_tables, refuse_not_captured
 from distributed_kd.cache.merge import merge
 from distributed_kd.cache.receipts import Receipts
 from distributed_kd.cache.shard import Row
@@ -324,8 +324,8 @@ def test_no_teacher_computes_a_merge_and_any_other_cache_is_none(tmp_path: Path)
     members = [write_member(tmp_path, number) for number in (1, 2)]
     store = Store(str(tmp_path / "out"))
     with pytest.raises(RequestError, match="out is a merge of 2 caches; delete it"):
-        refuse_merged(merge(members, store.uri, jobs=1), store, "delete it")
-    refuse_merged(cache.open(members[0]).manifest, store, "delete it")
+        refuse_not_captured(merge(members, store.uri, jobs=1), store, "delete it")
+    refuse_not_captured(cache.open(members[0]).manifest, store, "delete it")
 
 
 def test_an_older_receipt_and_manifest_still_read(tmp_path: Path) -> None:
