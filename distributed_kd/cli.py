@@ -272,6 +272,20 @@ def export(
 
 
 @app.command()
+def card(
+    workdir: str,
+    push: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="the hub's repository to upload to")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """The student's model card, beside its weights; and with --push both on the hub."""
+    from distributed_kd.evaluate.card import write_card
+
+    _begin(as_json)
+    _show(write_card(workdir, push), as_json)
+
+
+@app.command()
 def status(workdir: str, as_json: Json = False, debug: Debug = False) -> None:
     """Each stage's state."""
     from distributed_kd.status import status as status_of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from distributed_kd.cache.reader import open as open_cache
+from distributed_kd.errors import RequestError
+from distributed_kd.evaluate.card import write_card
+from distributed_kd.evaluate.evaluate import evaluate
+from distributed_kd.recipe import parse
 from distributed_kd.student.order import GlobalOrder
 from distributed_kd.student.position_weights import entropies
 from distributed_kd.student.stream import Stream
+from tests.commands import dkd, said
 from tests.pages import block, run_block, run_command
 from tests.ranks import Ranks
 
@@ -172,3 +179,69 @@ def test_ddp_and_fsdp2_give_the_weights_of_one_process(place: Path, prepared_rec
         for name, value in student.named_parameters():
             np.testing.assert_allclose(weights[name], value.detach().numpy(), atol=2e-6, err_msg=name)
             assert not np.allclose(weights[name], before[name].numpy(), atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def trained(prepared_recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose `runs/mine` is a workdir with a student of two steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    shutil.copytree(prepared_recipe["workdir"], folder / "runs/mine")
+    workdir = {"workdir": str(folder / "runs/mine")}
+    recipe = prepared_recipe | workdir | {"trainer": prepared_recipe["trainer"] | {"steps": 2}}
+    Ranks(recipe, folder / "ranks", 1).wait()
+    evaluate(parse(recipe))
+    return folder
+
+
+@pytest.mark.slow
+def test_the_student_in_a_pipeline(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trained)
+    text = run_block(PAGE, "The student in transformers.pipeline")["text"]
+    assert text.startswith("w1 w2 w3") and len(text.split()) > 3
+
+
+@pytest.mark.slow
+def test_the_student_in_lm_eval(trained: Path, toy_corpus: Path) -> None:
+    """Its bits a byte are those of the model's own cross-entropy on the same text."""
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    text = " ".join((toy_corpus / "document-000.txt").read_text().split()[:30])
+    (trained / "tasks").mkdir()
+    (trained / "tasks/held_out.yaml").write_text(block(PAGE, "The student in lm-eval", "yaml"))
+    (trained / "texts.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    arguments = shlex.split(block(PAGE, "The student in lm-eval", "bash"))[1:]
+    done = subprocess.run([sys.executable, "-m", "lm_eval", *arguments], cwd=trained, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(next(trained.glob("scores*.json")).read_text())["results"]["held_out"]["bits_per_byte,none"]
+    tokenizer = AutoTokenizer.from_pretrained(trained / "runs/mine/student/export")
+    model = AutoModelForCausalLM.from_pretrained(trained / "runs/mine/student/export")
+    ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer(text).input_ids]])
+    with torch.no_grad():
+        nats = float(torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], reduction="sum"))
+    assert found == pytest.approx(nats / np.log(2.0) / len(text.encode()), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_card_says_where_the_student_comes_from(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import ModelCard
+
+    monkeypatch.chdir(trained)
+    run_command(PAGE, "The student on the hub")
+    report = json.loads(Path("runs/mine/report/report.json").read_text())
+    card = ModelCard.load("runs/mine/student/export/README.md")
+    assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "text-generation")
+    assert f"**Retention {report['retention']:.3f}**" in card.text
+    assert report["cache"]["fingerprint"] in card.text and report["fingerprints"]["student"] in card.text
+    recipe = yaml.safe_load(card.text.partition("```yaml\n")[2].partition("```")[0])
+    assert recipe["objective"] == report["recipe"]["objective"]
+    assert "workdir" not in recipe and recipe["teachers"][0]["model"].startswith("teacher")
+    assert str(trained.parent) not in card.text  # no folder of this machine
+    done = dkd("card", "runs/mine", "--push", "somebody/student", cwd=trained)  # HF_HUB_OFFLINE is set
+    assert done.returncode == 1 and "the hub did not take somebody/student" in said(done)
+    with pytest.raises(RequestError, match="--push a/b/c is not OWNER/NAME on the hub"):
+        write_card("runs/mine", "a/b/c")
+    with pytest.raises(
+        RequestError, match="nowhere holds no report, which the card tells of; run `dkd evaluate` first"
+    ):
+        write_card("nowhere")
