@@ -76,12 +76,12 @@ def import_(
 ) -> None:
     """Lists of logprobs made elsewhere to logit shards, in the place of `dkd cache`."""
     from distributed_kd.cache.inspect import inspect as facts_of
-    from distributed_kd.cache.manifest import FOLDER
+    from distributed_kd.cache.manifest import store_of
     from distributed_kd.teacher.imported import import_lists
 
     loaded = _load(recipe, overrides, as_json)
     import_lists(loaded, source, kind, normalised)
-    _show(facts_of(f"{loaded.workdir}/{FOLDER}"), as_json)
+    _show(facts_of(store_of(loaded).uri), as_json)
 
 
 @app.command()

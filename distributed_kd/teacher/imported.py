@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from distributed_kd import console
 from distributed_kd.cache import codecs
-from distributed_kd.cache.manifest import FOLDER, CacheManifest, imported_from_of, put_tables, read_tables
+from distributed_kd.cache.manifest import CacheManifest, imported_from_of, put_tables, read_tables, store_of
 from distributed_kd.cache.receipts import Receipts
 from distributed_kd.cache.shard import Row, build_tables
 from distributed_kd.cache.soft_targets import SoftTargets
@@ -28,7 +28,7 @@ from distributed_kd.cache.writer import commit, put_rows
 from distributed_kd.corpus.sequences import Sequence, Sequences
 from distributed_kd.errors import RequestError
 from distributed_kd.recipe import Recipe, dump
-from distributed_kd.store.filesystem import Store, open_filesystem
+from distributed_kd.store.filesystem import open_filesystem
 from distributed_kd.store.lease import lease
 from distributed_kd.store.manifest import Run, peak_memory_bytes, refuse_other
 from distributed_kd.teacher import position_lists
@@ -74,7 +74,7 @@ def import_lists(recipe: Recipe, uri: str, kind: str, normalised: bool = False) 
     source = _Source(uri, kind)
     _refuse_what_lists_cannot_give(recipe)
     sequences = Sequences.of(recipe)
-    store = Store(recipe.workdir).child(FOLDER)
+    store = store_of(recipe)
     said = {"format": kind, "sha256": source.digest(), "normalised": normalised}
     made_from = imported_from_of(recipe, sequences.manifest.fingerprint, said)
     found = CacheManifest.read(store)

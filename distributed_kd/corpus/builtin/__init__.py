@@ -1,8 +1,8 @@
 """Sources that this package makes itself from public data that other packages carry: `corpus.source: builtin:NAME`.
 
 Each of `NAMES` is a module here, with `VERSION` and `write(folder)`, which writes Parquet files into an empty folder or
-raises `RequestError` naming what is to be installed. One is made once a machine, under `~/.cache/distributed_kd/sources` (or
-`$DKD_CACHE`), whole or not at all.
+raises `RequestError` naming what is to be installed. One is made once a machine, under
+`~/.cache/distributed_kd/sources` (or `$DKD_CACHE`), whole or not at all.
 """
 
 from __future__ import annotations
