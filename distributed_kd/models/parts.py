@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from distributed_kd.errors import RequestError
-from distributed_kd.models.config import is_masked_lm, is_text_classifier, takes_features
+from distributed_kd.models.config import is_classifier, is_masked_lm, is_text_classifier, takes_features
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,11 @@ def hidden_states(model: Any, input_ids: Tensor, position_ids: Tensor, attention
     input_ids, position_ids and attention_mask are all [B, S], padded on the right.
     """
     own = within(model)
+    if is_classifier(type(own).__name__):
+        raise RequestError(
+            f"{type(own).__name__} is a classifier, whose hidden states `body_of` gives: take them to "
+            "`linear_distillation_loss`"
+        )
     inputs: dict[str, Any] = {"position_ids": position_ids, "use_cache": False}
     if is_masked_lm(
         type(own).__name__
