@@ -275,6 +275,9 @@ class Student(Section):
         None,
         description="teacher_layers: the teacher's own when not given; distilbert: a DistilBERT of a BERT's layers",
     )
+    classes: Positive | None = Field(
+        None, description="weights, classification of texts: of the fresh head of a `model` that has none for it"
+    )
     freeze: list[str] = Field(
         default_factory=list, description="embeddings, layers.I, layers.I-J, or the beginning of a parameter's name"
     )
@@ -297,6 +300,8 @@ class Student(Section):
         for key in ("layers", "architecture"):
             if self.init != "teacher_layers" and getattr(self, key) is not None:
                 raise ValueError(f"`{key}` goes with init: teacher_layers")
+        if self.init != "weights" and self.classes is not None:
+            raise ValueError("`classes` goes with init: weights")
         return self
 
     @model_validator(mode="after")
@@ -477,6 +482,12 @@ class Recipe(Section):
                 f"objective.divergence {self.objective.divergence} is biased for targets that are drawn (method "
                 "sample): only forward_kl's gradient is right in the mean over draws; choose it, or method top_k"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _classes_are_of_texts(self) -> Recipe:
+        if self.student.classes is not None and (self.corpus.task != "classification" or self.corpus.takes_features):
+            raise ValueError("student.classes goes with corpus.task classification of texts")
         return self
 
     @model_validator(mode="after")

@@ -84,6 +84,7 @@ IMAGES = {"source": "x", "task": "classification", "features_column": "image"}
             {"init": "teacher_layers", "layers": 3, "architecture": "distilbert"},
             "student.architecture distilbert goes with corpus.task masked_lm and classification, not with causal_lm",
         ),
+        ("student.classes", 3, "student.classes goes with corpus.task classification of texts"),
         ("student.lora", {"rank": 8}, "student.lora.alpha is missing"),
         ("student.lora", LORA | {"rnk": 8}, "unknown key student.lora.rnk; the nearest known one is student.lora.rank"),
         (

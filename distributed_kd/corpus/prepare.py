@@ -41,6 +41,7 @@ from distributed_kd.corpus.tokenise import PartFile, parts_of, tokenise
 from distributed_kd.errors import RequestError
 from distributed_kd.launch.ray_session import ray_session, task_errors
 from distributed_kd.models.config import (
+    config_of_student,
     folder_of_config,
     load_config,
     longest_sequence,
@@ -72,7 +73,9 @@ def prepare(recipe: Recipe) -> SequencesManifest:
     files = list_files(corpus)
     name, folder = _model_of(recipe)
     config = load_config(folder)
-    _refuse_what_does_not_fit(recipe, config, name)
+    if not recipe.teachers:
+        config = config_of_student(config, recipe.student, corpus.task)
+    _refuse_what_does_not_fit(corpus, config, name)
     identity, more, masking = _inputs_of(recipe, config, name)
     surveys = survey(files, corpus)
     made_from = {
@@ -346,9 +349,8 @@ def _block_name(key: str, task: int) -> str:
     return f"{BLOCKS}/{key[:16]}-{task:06d}"
 
 
-def _refuse_what_does_not_fit(recipe: Recipe, config: Any, model: str) -> None:
-    corpus = recipe.corpus
-    refuse_other_task(config, model, corpus, may_lack_head=not recipe.teachers and recipe.student.init == "weights")
+def _refuse_what_does_not_fit(corpus: Corpus, config: Any, model: str) -> None:
+    refuse_other_task(config, model, corpus)
     bound, sequence_length = longest_sequence(config), corpus.sequence_length
     if bound is not None and sequence_length > bound:
         raise RequestError(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from distributed_kd.errors import RequestError
 from distributed_kd.models.locate import cache_folder
-from distributed_kd.recipe import Corpus
+from distributed_kd.recipe import Corpus, Student
 from distributed_kd.store.digest import canonical_json, sha256
 from distributed_kd.store.whole import whole_file
 
@@ -81,19 +82,51 @@ def is_classifier(architecture: str) -> bool:
 
 
 def lacks_head(config: Any, task: str) -> bool:
-    """Whether the configuration is of the body alone of a model that transformers has for `corpus.task: masked_lm`."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
+    """Whether it is of a body alone, or for a classifier with another head, where transformers has the task's."""
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-    is_body = architecture_of(config) == MODEL_MAPPING_NAMES.get(config.model_type)
-    return is_body and task == "masked_lm" and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    architecture = architecture_of(config)
+    is_body = architecture == MODEL_MAPPING_NAMES.get(config.model_type)
+    is_other = task == "classification" and is_masked_lm(architecture)
+    return (is_body or is_other) and config.model_type in _heads(task)
 
 
-def refuse_other_task(config: Any, name: str, corpus: Corpus, may_lack_head: bool = False) -> None:
+def config_of_student(config: Any, student: Student, task: str) -> Any:
+    """What `student.model` is once it is a student: with the fresh head that it gets where it lacks the task's.
+
+    Raises `RequestError` where `student.classes` is lacking, or is there without need.
+    """
+    if student.init != "weights" or not lacks_head(config, task):
+        if student.classes is not None:
+            raise RequestError(
+                f"student.model {student.model} is a {architecture_of(config)}, whose head is its own: leave out "
+                "student.classes"
+            )
+        return config
+    if task == "classification":
+        if student.classes is None:
+            raise RequestError(
+                f"student.model {student.model} is a {architecture_of(config)}, which has no head for corpus.task: "
+                f"{task}; say of how many classes in student.classes"
+            )
+        config.num_labels = student.classes
+    config.architectures = [_heads(task)[config.model_type]]
+    return config
+
+
+def _heads(task: str) -> Mapping[str, str]:
+    """transformers' class by the kind of a model, of the tasks that it has a head of its own for."""
+    from transformers.models.auto import modeling_auto
+
+    if task == "masked_lm":
+        return modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES if task == "classification" else {}
+
+
+def refuse_other_task(config: Any, name: str, corpus: Corpus) -> None:
     """Raises `RequestError` where the model's configuration says that it predicts something else than the corpus."""
     architecture = architecture_of(config)
     if lacks_head(config, corpus.task):
-        if may_lack_head:
-            return
         raise RequestError(
             f"model {name} is a {architecture}, which has no head for corpus.task: {corpus.task}; train it one, as "
             "`student.model` of a recipe with `teachers: []`, or choose another model"

@@ -11,11 +11,11 @@ from distributed_kd.errors import RequestError
 from distributed_kd.models.load import from_pretrained
 
 
-def open_for_task(folder: Path, task: str, seed: int) -> Any:
+def open_for_task(folder: Path, task: str, seed: int, classes: int | None = None) -> Any:
     """transformers' model for `corpus.task`, masked_lm or classification, in float32 and eval mode.
 
-    Of its head, what the folder does not have is fresh, the same for the same seed. Raises `RequestError` where weights
-    of its body are not there.
+    classes: of a classifier; as many as its configuration says if not given. What the folder does not have of the head
+    is fresh, the same for the same seed. Raises `RequestError` where weights of its body are not there.
     """
     import transformers
     from transformers.utils import logging
@@ -23,11 +23,12 @@ def open_for_task(folder: Path, task: str, seed: int) -> Any:
     auto: Any = transformers.AutoModelForMaskedLM
     if task == "classification":
         auto = transformers.AutoModelForSequenceClassification
+    settings: dict[str, Any] = {} if classes is None else {"num_labels": classes}
     torch.manual_seed(seed)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # else it calls a checkpoint without a head corrupted
     try:
-        model, loading = from_pretrained(auto, folder, dtype=torch.float32, output_loading_info=True)
+        model, loading = from_pretrained(auto, folder, dtype=torch.float32, output_loading_info=True, **settings)
     finally:
         logging.set_verbosity(verbosity)
     body = f"{model.base_model_prefix}."  # a pooler is what a classifier's head reads

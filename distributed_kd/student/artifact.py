@@ -34,7 +34,7 @@ _NOT_IN_FINGERPRINT = {
 
 
 # Keys of the student that are younger than students without them.
-_YOUNGER = ("lora", "architecture", "config")
+_YOUNGER = ("lora", "architecture", "classes", "config")
 
 
 class StudentManifest(Manifest):

@@ -21,7 +21,7 @@ import torch
 from distributed_kd.errors import RequestError
 from distributed_kd.models import parts
 from distributed_kd.models.adapters import add_adapters
-from distributed_kd.models.config import folder_of_config, lacks_head, load_config
+from distributed_kd.models.config import config_of_student, folder_of_config, lacks_head, load_config
 from distributed_kd.models.distilbert import distilbert_of
 from distributed_kd.models.headless import open_for_task
 from distributed_kd.models.load import auto_class, load_model
@@ -71,19 +71,21 @@ def student_folder(recipe: Recipe) -> Path:
         return folder_of_config(recipe.student.config)
     assert recipe.student.model is not None  # the recipe's own rule
     folder = locate(recipe.student.model, weights=recipe.student.init == "weights")
-    if recipe.student.init == "random" or not lacks_head(load_config(folder), recipe.corpus.task):
+    task, classes = recipe.corpus.task, recipe.student.classes
+    config_of_student(load_config(folder), recipe.student, task)  # which refuses `classes` that do not fit it
+    if recipe.student.init == "random" or not lacks_head(load_config(folder), task):
         return folder
     if recipe.student.lora is not None:
         raise RequestError(
-            f"student.model {recipe.student.model} has no head for corpus.task: {recipe.corpus.task}, and adapters "
-            "would leave a fresh one as it is; leave out `lora`, or train the whole model first"
+            f"student.model {recipe.student.model} has no head for corpus.task: {task}, and adapters would "
+            "leave a fresh one as it is; leave out `lora`, or train the whole model first"
         )
 
     def make(target: Path) -> None:
-        open_for_task(folder, recipe.corpus.task, recipe.trainer.seed).save_pretrained(target)
+        open_for_task(folder, task, recipe.trainer.seed, classes).save_pretrained(target)
         copy_tokenizer(folder, target)
 
-    _make_once(recipe, {"model": recipe.student.model, "seed": recipe.trainer.seed}, make)
+    _make_once(recipe, {"model": recipe.student.model, "classes": classes, "seed": recipe.trainer.seed}, make)
     return as_local_folder(Store(recipe.workdir), INITIAL)
 
 

@@ -68,6 +68,17 @@ def test_an_encoder_without_a_head_gets_one(recipe: dict[str, Any], tmp_path: Pa
         student_folder(parse(recipe))
 
 
+def test_a_masked_language_model_becomes_a_classifier(recipe: dict[str, Any], tmp_path: Path) -> None:
+    masked = recipe["teachers"][0]["model"]
+    recipe["student"] = {"model": masked, "classes": 3}
+    recipe["corpus"] |= {"task": "classification", "views": 1}
+    student = load_student(parse(recipe), student_folder(parse(recipe)))
+    assert type(student).__name__ == "BertForSequenceClassification" and student.num_labels == 3
+    for name, tensor in load_file(Path(masked) / "model.safetensors").items():
+        if name.startswith("bert."):
+            assert torch.equal(student.state_dict()[name], tensor), name
+
+
 def test_a_folder_that_has_its_head_is_the_students(recipe: dict[str, Any], toy_student: Path) -> None:
     for model, task in ((recipe["teachers"][0]["model"], "masked_lm"), (str(toy_student), "causal_lm")):
         recipe["student"] = {"model": model}
