@@ -73,12 +73,13 @@ def _package() -> tuple[dict[str, Path], list[str]]:
 
 
 def _named_by(recipe: Recipe) -> dict[str, Path]:
-    """DeepSpeed's configuration, at the same relative path: the recipe, and so the student's fingerprint, stays."""
-    if not isinstance(recipe.trainer.deepspeed, str):
-        return {}
-    file = Path(recipe.trainer.deepspeed)
-    is_inside = not file.is_absolute() and ".." not in file.parts
-    return {str(file): file} if is_inside and file.is_file() else {}
+    """DeepSpeed's configuration and the recipes that make teachers, at the same relative paths.
+
+    So the recipe stays as it is, and with it the student's fingerprint.
+    """
+    names = [name for name in (recipe.trainer.deepspeed, *(own.recipe for own in recipe.teachers)) if name is not None]
+    files = [Path(name) for name in names if isinstance(name, str)]
+    return {str(file): file for file in files if not file.is_absolute() and ".." not in file.parts and file.is_file()}
 
 
 def _absolute(recipe: Recipe) -> Recipe:

@@ -76,6 +76,11 @@ def plan(
     Raises `RequestError` where a capture would, and for a corpus that is not prepared or too small to tell from.
     """
     begun = time.monotonic()
+    if len(recipe.teachers) != 1:
+        raise RequestError(
+            f"a plan is of one teacher, and the recipe has {len(recipe.teachers)}; name one of them, as "
+            "'teachers=[{model: ...}]', and add the plans up"
+        )
     reader = Probe(recipe)
     entries = reader.sequences.shards("train")
     shards, total = entries.shard.tolist(), int(entries.positions.sum())

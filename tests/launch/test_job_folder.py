@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from distributed_kd.errors import RequestError
 from distributed_kd.launch import job_folder as folders
@@ -40,12 +41,15 @@ def test_what_is_written_is_what_was_listed(
     (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 2}}')
     monkeypatch.chdir(tmp_path)
     toy_recipe["trainer"]["deepspeed"] = "zero.json"
+    (tmp_path / "maker.yaml").write_text(yaml.safe_dump(toy_recipe))
+    toy_recipe["teachers"] = [{"recipe": "maker.yaml", "overrides": [f"workdir={tmp_path}/teacher"]}]
     made = job_folder("train", parse(toy_recipe))
     made.write(tmp_path / "job")
     found = {str(path.relative_to(tmp_path / "job")): path for path in (tmp_path / "job").rglob("*") if path.is_file()}
     assert {name: path.stat().st_size for name, path in found.items()} == made.sizes
     assert found["zero.json"].read_bytes() == (tmp_path / "zero.json").read_bytes()
     assert "deepspeed: zero.json\n" in found["recipe.yaml"].read_text()
+    assert found["maker.yaml"].read_bytes() == (tmp_path / "maker.yaml").read_bytes()
 
 
 def test_a_large_file_in_the_package_is_named_and_what_is_hidden_stays_here(

@@ -208,6 +208,8 @@ def test_what_other_targets_take_is_what_their_own_plan_and_capture_say(
 def test_refusals(toy_recipe: dict[str, Any], tmp_path: Path, ray_cluster: Any) -> None:
     with pytest.raises(RequestError, match="run `dkd prepare` first"):
         plan(parse(toy_recipe))
+    with pytest.raises(RequestError, match="a plan is of one teacher, and the recipe has 2; name one of them"):
+        plan(parse(toy_recipe | {"teachers": 2 * toy_recipe["teachers"]}))
     stages.prepare(parse(toy_recipe))
     with pytest.raises(RequestError, match=r"targets\.k 73 is more than the 72 ids"):
         plan(parse(toy_recipe | {"targets": {"k": 73, "temperatures": [2.0]}}))
