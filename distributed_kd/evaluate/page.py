@@ -29,6 +29,7 @@ FEW_DOCUMENTS = 20
 UNCLEAR: Outcome = "cannot be told apart"
 _KNOWN = {
     "models", "retention", "held_out", "differences", "documents_won", "cache", "stages", "recipe", "fingerprints",
+    "members", "transferred_share", "transferred_share_interval",
 }  # fmt: skip
 _ABSENT = "\u2013"
 _MINUS = "\u2212"
@@ -128,7 +129,7 @@ def render(report: dict[str, Any], metrics: Metrics, calibration: dict[str, list
         name=report.get("recipe", {}).get("name", "unnamed"),
         version=__version__,
         verdict=found,
-        retention=_percent(report.get("retention")),
+        retention=_percent(report.get("retention")) if _is_distilled(report) else None,
         held_out=report.get("held_out", {}),
         bootstrap=report.get("recipe", {}).get("evaluate", {}).get("bootstrap"),
         models=list(report["models"]),
@@ -176,6 +177,8 @@ def verdict(report: dict[str, Any]) -> Verdict:
     else:
         headline = _headline_alone(report)
         alone = "No baseline was trained, so nothing here says what the soft targets added over hard labels."
+        if not _is_distilled(report):
+            alone = "It has no teacher: nothing was distilled."
         sentences = [_against_teacher(report), _kept(report, with_accuracy=False), alone]
     return Verdict(headline, comparisons, [text for text in [*sentences, _scale(report)] if text])
 
@@ -211,7 +214,14 @@ def _headline(comparisons: list[Comparison]) -> str:
     return f"Against {other}, the distilled student {_listed(said, 'and')}."
 
 
+def _is_distilled(report: dict[str, Any]) -> bool:
+    return "teacher" in report["models"]
+
+
 def _headline_alone(report: dict[str, Any]) -> str:
+    if not _is_distilled(report):
+        accuracy = _percent(report["models"].get("student", {}).get("accuracy"))
+        return f"Trained on hard labels alone, the student is right in {accuracy} of held-out positions."
     return f"The distilled student\u2019s accuracy is {_percent(report.get('retention'))} of the teacher\u2019s."
 
 
@@ -245,9 +255,12 @@ def _kept(report: dict[str, Any], with_accuracy: bool = True) -> str:
     said = []
     accuracy = ""
     if with_accuracy and _is_number(report.get("retention")):
-        other = _ratio(report["models"].get("baseline", {}).get("accuracy"), teacher.get("accuracy"))
+        best = report["models"].get("ensemble", teacher)
+        other = _ratio(report["models"].get("baseline", {}).get("accuracy"), best.get("accuracy"))
         aside = f" (the baseline\u2019s: {_percent(other)})" if other else ""
-        accuracy = f"The student\u2019s accuracy is {_percent(report['retention'])} of the teacher\u2019s{aside}. "
+        whose = "ensemble" if "ensemble" in report["models"] else "teacher"
+        accuracy = f"The student\u2019s accuracy is {_percent(report['retention'])} of the {whose}\u2019s{aside}. "
+    accuracy += _transferred(report)
     size = _ratio(student.get("parameters"), teacher.get("parameters"))
     if size:
         counts = f"{_count(student['parameters'])} of {_count(teacher['parameters'])}"
@@ -256,6 +269,18 @@ def _kept(report: dict[str, Any], with_accuracy: bool = True) -> str:
     if speed:
         said.append(f"scored {speed:.2f} times as many positions a second")
     return accuracy + (f"{'It' if accuracy else 'The student'} {_listed(said, 'and')}." if said else "")
+
+
+def _transferred(report: dict[str, Any]) -> str:
+    share, edges = report.get("transferred_share"), report.get("transferred_share_interval") or []
+    if not _is_number(share) or not all(_is_number(edge) for edge in edges):
+        return ""
+    low, high = (_percent(edge).replace("-", _MINUS) for edge in edges)
+    count = len(report.get("members", [])) or "its"
+    return (
+        f"Of what the mean of {count} teachers gains in accuracy over the baseline, it has "
+        f"{_percent(share).replace('-', _MINUS)} (95%: {low} to {high}). "
+    )
 
 
 def _against_teacher(report: dict[str, Any]) -> str:

@@ -175,17 +175,31 @@ def test_without_a_baseline_the_verdict_speaks_of_the_teacher_alone() -> None:
 
 
 def test_fields_may_be_missing_or_new() -> None:
-    other = report(transferred_share=0.41, transferred_share_interval=[0.3, 0.52], notes={"any": ["thing"]})
+    other = report(
+        transferred_share=0.41,
+        transferred_share_interval=[-0.3, 0.52],
+        later_share=[0.1, 0.2],
+        notes={"any": ["thing"]},
+    )
     other["models"]["ensemble"] = {"cross_entropy": 3.5, "brier": 0.2}
     del other["models"]["student"]["perplexity"], other["cache"]["mean_kept_mass"]
     without_labels = [{key: line[key] for key in ("step", "divergence")} for line in METRICS["student"]]
     page = words(render(other, {"student": without_labels, "baseline": METRICS["baseline"]}, {}))
-    assert "transferred share interval 0.3 to 0.52" in page
+    assert "later share 0.1 to 0.2" in page
+    assert (
+        "Of what the mean of its teachers gains in accuracy over the baseline, it has 41.0% (95%: \u221230.0% to 52.0%)"
+        in page
+    )
     assert "No cross-entropy was computed for the student, which never reads the hard labels." in page
     on_labels = [{key: line[key] for key in ("step", "cross_entropy")} for line in METRICS["baseline"]]
     page = words(render(other, {"student": METRICS["student"], "baseline": on_labels}, {}))
     assert "No divergence from the teacher was computed for the baseline, which reads the hard labels alone." in page
     assert render({"models": {"teacher": {}, "student": {}}}, {}, {})
+    page = words(render({"models": {"student": {"accuracy": 0.5}}, "retention": None}, {}, {}))
+    assert (
+        "Trained on hard labels alone, the student is right in 50.0% of held-out positions. It has no teacher" in page
+    )
+    assert "retention" not in page
 
 
 def test_the_same_report_gives_the_same_bytes() -> None:
