@@ -73,6 +73,7 @@ def one_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
 
 
 @pytest.mark.slow
+@pytest.mark.long  # tests/infra/test_slurm.py has ranks under srun
 @pytest.mark.skipif(slurm.why_not() is not None, reason=slurm.why_not() or "")
 def test_srun_trains_both_arms_and_tells_one_line(
     one_node: dict[str, str], toy_recipe: dict[str, Any], tmp_path: Path

@@ -1,0 +1,98 @@
+"""infra/slurm on a real Slurm: submitted, told by a signal to stop, requeued, finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.commands import ROOT, dkd, write_recipe
+from tests.disturbed import until
+from tests.launch import slurm
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(slurm.why_not() is not None, reason=slurm.why_not() or ""),
+]
+SCRIPTS = ROOT / "infra" / "slurm"
+SMALL = ("--nodes=1", "--gpus-per-node=0", "--cpus-per-task=1", "--time=20")  # what this machine has
+
+
+@pytest.fixture(scope="module")
+def one_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with slurm.slurm(tmp_path_factory.mktemp("slurm")) as variables:
+        yield variables
+
+
+class Job:
+    """A script of ours in the queue; `log` is what all its runs said."""
+
+    def __init__(self, variables: dict[str, str], folder: Path, *arguments: str | Path) -> None:
+        self.log = folder / "log"
+        dropped = ("DKD_QUIET", "RAY_ADDRESS", "RAY_AUTH_MODE")
+        own = {name: value for name, value in os.environ.items() if name not in dropped}
+        own |= variables | {"PYTHONPATH": str(ROOT), "DKD_VENV": str(Path(sys.executable).parent.parent)}
+        self._environment = own
+        options = ("--parsable", f"--output={self.log}", *SMALL)
+        self.number = self.ask("sbatch", *options, *arguments).strip()
+
+    def ask(self, *command: str | Path) -> str:
+        done = subprocess.run(list(map(str, command)), env=self._environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def facts(self) -> dict[str, str]:
+        return dict(re.findall(r"(\w+)=(\S*)", self.ask("scontrol", "show", "job", self.number)))
+
+    def stopped_when(self, begun: Callable[[], Any], *options: str) -> None:
+        """It is told to stop once it has begun, and must have been requeued and have ended well."""
+        until(lambda: begun() or self.ended(), f"work ({self.log})")
+        assert not self.ended(), self.log.read_text()
+        self.ask("scancel", *options, self.number)
+        until(self.ended, f"the end ({self.log})", 400.0)
+        facts = self.facts()
+        assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("COMPLETED", "0:0", "1"), self.said()
+        assert self.said().count("not finished: requeued") == 1
+
+    def ended(self) -> bool:
+        return self.facts()["JobState"] not in ("PENDING", "RUNNING", "COMPLETING")
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+
+def test_a_training_is_stopped_requeued_and_finished(
+    one_node: dict[str, str], prepared_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(prepared_recipe["workdir"], work)
+    trainer = prepared_recipe["trainer"] | {"steps": 200, "checkpoint_every": 10}
+    del trainer["processes"]
+    recipe = write_recipe(tmp_path, prepared_recipe | {"trainer": trainer, "workdir": "taken/from/the/command"})
+    job = Job(one_node, tmp_path, "--ntasks-per-node=2", SCRIPTS / "train.sbatch", recipe, work)
+    job.stopped_when(lambda: list(work.glob("student/checkpoints/step-*")), "--signal=USR1")
+    found = re.search(r"stopped after step (\d+), which is saved", job.said())
+    assert found is not None and 10 <= int(found[1]) < 200, job.said()
+    assert json.loads((work / "student" / "manifest.json").read_text())["steps"] == 200
+    metrics = [json.loads(line)["step"] for line in (work / "student" / "metrics.jsonl").read_text().splitlines()]
+    assert metrics == list(range(200)), "no step was taken twice"
+
+
+@pytest.mark.long  # the training's script is stopped and requeued in the same way
+def test_a_capture_is_stopped_requeued_and_finished(
+    one_node: dict[str, str], toy_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, toy_recipe)
+    work = Path(toy_recipe["workdir"])
+    assert dkd("prepare", recipe).returncode == 0
+    job = Job(one_node, tmp_path, "--ntasks-per-node=1", SCRIPTS / "capture.sbatch", recipe, work)
+    job.stopped_when((work / "cache" / "manifest.json").exists, "--batch", "--signal=TERM")
+    assert json.loads(dkd("inspect", work / "cache", "--json").stdout)["missing_shards"] == []
