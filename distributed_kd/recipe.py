@@ -67,7 +67,7 @@ class Corpus(Section):
     views: Positive = Field(
         1,
         description="masked_lm, classification of images: how often each training row is there, masked or augmented "
-        "anew each time",
+        "anew each time; with `view_column`: how many of its views are",
     )
     features_column: str | None = Field(
         None,
@@ -80,6 +80,11 @@ class Corpus(Section):
     )
     document_column: str | None = Field(
         None, description="classification, frames: rows alike in this column are of one document, so of one split"
+    )
+    view_column: str | None = Field(
+        None,
+        description="classification, frames: the column that numbers the views of one row, from 0; held-out rows are "
+        "those of view 0",
     )
     image_shape: tuple[Positive, Positive] | None = Field(None, description="rows and columns of an image; for augment")
     augment: list[Literal["affine", "elastic", "noise", "cutout", "mixup"]] = Field(
@@ -101,13 +106,17 @@ class Corpus(Section):
         if self.task == "frames" and self.features_column is None:
             raise ValueError("task frames needs `features_column`")
         if self.task not in ("classification", "frames"):
-            self._refuse_keys("classification and frames", "features_column", "document_column")
+            self._refuse_keys("classification and frames", "features_column", "document_column", "view_column")
         if self.task != "classification":
             self._refuse_keys("classification", "label_noise", "without_classes")
         if self.task != "classification" or self.features_column is None:
             self._refuse_keys("classification of images", "augment", "image_shape")
-            if self.views > 1 and self.task != "masked_lm":
-                raise ValueError("`views` goes with masked_lm and with the classification of images")
+            if self.views > 1 and self.task != "masked_lm" and self.view_column is None:
+                raise ValueError(
+                    "`views` goes with masked_lm and with the classification of images, or with `view_column`"
+                )
+        if self.augment and self.view_column is not None:
+            raise ValueError("give either `augment` or `view_column`: what `views` counts is made here or stored")
         if self.augment and self.image_shape is None:
             raise ValueError("`augment` needs `image_shape`: the rows and columns of an image")
         return self

@@ -67,6 +67,7 @@ IMAGES = {"source": "x", "task": "classification", "features_column": "image"}
         ("corpus.features_column", "x", "`features_column` goes with the task of classification and frames, not with"),
         ("corpus", IMAGES | {"augment": ["noise"]}, "corpus: `augment` needs `image_shape`"),
         ("corpus", IMAGES | {"features_column": None, "views": 2}, "corpus: `views` goes with masked_lm and with the"),
+        ("corpus", IMAGES | {"image_shape": [4, 4], "augment": ["noise"], "view_column": "v"}, "either `augment` or"),
         ("corpus", IMAGES | {"packing": "isolate"}, "isolate is for causal_lm and chat; with classification choose"),
         ("teachers", [], "without teachers objective.alpha must be 0, not 0.5"),
         ("teachers", [{"dtype": "auto"}], "teachers.0: a teacher needs `model`, or the `recipe` that makes it"),

@@ -179,6 +179,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda kind: _is_integer(kind) or _is_list(kind, _is_integer),
     ),
     "document_column": ("a text or a whole number", lambda kind: _is_text(kind) or _is_integer(kind)),
+    "view_column": ("a whole number", lambda kind: _is_integer(kind)),
 }
 _NO_VALUE = {"messages_column": [], "text_column": ""}  # what a null stands for; None where not said
 

@@ -63,17 +63,28 @@ def _read(pieces: list[Piece], corpus: Corpus, inputs: Inputs) -> Iterator[_Row]
         else Column("features_column", corpus.features_column),
         Column("label_column", corpus.label_column),
     ]
-    if corpus.document_column is not None:
-        columns.append(Column("document_column", corpus.document_column))
+    for key in ("document_column", "view_column"):
+        if (name := getattr(corpus, key)) is not None:
+            columns.append(Column(key, name))
     for piece in pieces:
-        for place, (content, label, *named) in rows(piece, columns):
+        for place, (content, label, *more) in rows(piece, columns):
+            named = more[:1] if corpus.document_column is not None else []
             features = None if inputs.width is None else _features(content, corpus, inputs.width, place)
             document = _document(content if features is None else features, named, place)
             split = split_of(document, corpus)
-            if split is not None:
+            if split is not None and _is_wanted(more[-1:], split, corpus, place):
                 ids = _ids(content, corpus, inputs, place) if features is None else np.zeros(len(features), np.int32)
                 labels = _labels(label, corpus, inputs.classes, len(ids), place)
                 yield _Row(document, split, place, ids, labels, features)
+
+
+def _is_wanted(view: list[Any], split: str, corpus: Corpus, place: str) -> bool:
+    """Whether the split has rows of that view: the training split the first few, the others that of view 0."""
+    if corpus.view_column is None:
+        return True
+    if not isinstance(view[0], int) or view[0] < 0:
+        raise RequestError(f"{place}: its view is {view[0]!r}; corpus.view_column needs a whole number from 0")
+    return view[0] < (corpus.views if split == "train" else 1)
 
 
 def _document(content: Any, named: list[Any], place: str) -> int:
@@ -144,7 +155,7 @@ def _noisy(row: _Row, corpus: Corpus, classes: int) -> _Row:
 def _views(found: list[_Row], corpus: Corpus) -> Iterator[_Row]:
     """Each training row as often as it is wanted; of an image that is augmented, another view each time."""
     for row in found:
-        for view in range(corpus.views):
+        for view in range(1 if corpus.view_column is not None else corpus.views):
             if not corpus.augment:
                 yield row
                 continue

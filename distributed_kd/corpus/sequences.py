@@ -112,7 +112,7 @@ class SequencesManifest(Manifest):
     index: IndexReference
 
 
-_OF_ROWS = {"features_column", "label_column", "document_column", "label_noise", "without_classes"}
+_OF_ROWS = {"features_column", "label_column", "document_column", "view_column", "label_noise", "without_classes"}
 _OF_IMAGES = {"image_shape", "augment"}
 _OF_DOCUMENTS = {"packing", "sequences_per_document"}
 
@@ -127,7 +127,7 @@ def made_from_corpus(corpus: Corpus) -> dict[str, Any]:
     if corpus.task != "masked_lm":
         not_read |= {"mask_fraction"}
     if not are_images:
-        not_read |= _OF_IMAGES | (set() if corpus.task == "masked_lm" else {"views"})
+        not_read |= _OF_IMAGES | (set() if corpus.task == "masked_lm" or corpus.view_column else {"views"})
     return corpus.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT | not_read)
 
 

@@ -84,6 +84,28 @@ def test_rows_of_one_document_are_in_one_split(tmp_path: Path) -> None:
     assert len(documents["train"]) + len(documents["validation"]) == 20
 
 
+def test_of_stored_views_training_takes_the_first_few_and_the_rest_the_original(tmp_path: Path) -> None:
+    rows = [
+        {"frames": [[float(view)]], "labels": [number % 3], "said": number, "view": view}
+        for view in range(3)
+        for number in range(40)
+    ]
+    columns = {"document_column": "said", "view_column": "view", "validation_fraction": 0.3}
+
+    def views(found: list[Sequence]) -> list[float]:
+        return [float(one.features[0, 0]) for one in found if one.features is not None]
+
+    for count in (1, 2, 5):
+        found = made(rows, tmp_path, Inputs(3, 1), **FRAMES, **columns, views=count)
+        held_out, trained = len(found["validation"]), views(found["train"])
+        assert views(found["validation"]) == [0.0] * held_out and 3 < held_out < 25
+        assert trained == [float(view) for view in range(min(count, 3)) for _ in range(40 - held_out)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(rows[0] | {"view": -1}))
+    with pytest.raises(RequestError, match=r"line 1: its view is -1; corpus\.view_column needs a whole number from 0"):
+        _read(file, FRAMES | columns | {"validation_fraction": 0.0}, Inputs(3, 1))
+
+
 def test_noise_changes_its_share_of_training_labels_and_no_others(tmp_path: Path) -> None:
     rows = images(600)
     plain, noisy, all_wrong = (
