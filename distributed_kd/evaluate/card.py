@@ -27,7 +27,8 @@ _FIGURES = (
     ("ece", "calibration error", "{:.3f}"),
     ("parameters", "parameters", "{:,}"),
 )
-_BASELINE = " The baseline is the same student, trained on hard labels alone."
+_PIPELINES = {"causal_lm": "text-generation", "chat": "text-generation", "masked_lm": "fill-mask"}
+_BASELINE = "The baseline is the same student, trained on hard labels alone.\n"
 _PATHS = (".", "/", "~")
 _PLACES = {"workdir": None, "capture": {"address"}, "trainer": {"hostfile"}}  # of the recipe: hosts and folders
 
@@ -56,32 +57,27 @@ def card_of(report: dict[str, Any], is_adapter: bool = False) -> str:
     """Its text: the hub's metadata, figures, where it comes from and the recipe."""
     from huggingface_hub import ModelCardData
 
-    recipe, objective = report["recipe"], report["recipe"]["objective"]
-    teacher = recipe["teachers"][0]["model"]
+    recipe, models, held_out = report["recipe"], report["models"], report["held_out"]
+    teachers = [teacher["model"] for teacher in recipe["teachers"]]
     metadata = ModelCardData(
-        base_model=teacher if teacher.count("/") == 1 and not teacher.startswith(_PATHS) else None,
+        base_model=[name for name in teachers if name.count("/") == 1 and not name.startswith(_PATHS)] or None,
         library_name="peft" if is_adapter else "transformers",
-        pipeline_tag="fill-mask" if recipe["corpus"]["task"] == "masked_lm" else "text-generation",
+        pipeline_tag=_PIPELINES.get(recipe["corpus"]["task"]),
         tags=["distillation", "distributed-kd"],
     )
-    models = report["models"]
     rows = ["| | " + " | ".join(models) + " |", "|---|" + "---|" * len(models)]
     for key, title, form in _FIGURES:
-        rows.append(f"| {title} | " + " | ".join(form.format(own[key]) for own in models.values()) + " |")
-    held_out, cache, retention = report["held_out"], report["cache"], report["retention"]
-    said = "unknown, since the teacher is right nowhere" if retention is None else f"{retention:.3f}"
+        cells = (form.format(own[key]) if key in own else "" for own in models.values())
+        rows.append(f"| {title} | " + " | ".join(cells) + " |")
     prints = "\n".join(f"| {key} | `{value}` |" for key, value in report["fingerprints"].items())
     return f"""---
 {metadata.to_yaml()}
 ---
 # {recipe["name"]}
 
-A student distilled from `{_without_folder(teacher)}` with Distributed KD: the teacher was run once, and this model
-trained on what a cache kept of its distribution (`{cache["method"]}`, K = {cache["k"]}),
-at T = {objective["temperature"]:g} with alpha = {objective["alpha"]:g}.
-
-**Retention {said}**: its accuracy over the teacher's, on {held_out["positions"]:,} positions of
-{held_out["documents"]} held-out documents ({held_out["split"]}).{_BASELINE if "baseline" in models else ""}
+{_taught(report, teachers) if teachers else "A student of hard labels alone, trained with Distributed KD."}
+{_BASELINE if "baseline" in models else ""}
+On {held_out["positions"]:,} positions of {held_out["documents"]} held-out documents ({held_out["split"]}):
 
 {chr(10).join(rows)}
 
@@ -90,15 +86,25 @@ at T = {objective["temperature"]:g} with alpha = {objective["alpha"]:g}.
 | | fingerprint |
 |---|---|
 {prints}
-| tokenizer | `{cache["tokenizer_sha256"]}` |
-
-The cache holds {cache["positions"]:,} positions and on average {cache["mean_kept_mass"]:.3f} of the teacher's mass.
 
 ## Recipe
 
 ```yaml
 {yaml.safe_dump(_without_places(recipe), sort_keys=False).strip()}
 ```
+"""
+
+
+def _taught(report: dict[str, Any], teachers: list[str]) -> str:
+    cache, objective, retention = report["cache"], report["recipe"]["objective"], report["retention"]
+    names = ", ".join(f"`{_without_folder(name)}`" for name in teachers)
+    said = "unknown, since the teacher is right nowhere" if retention is None else f"{retention:.3f}"
+    return f"""A student distilled from {names} with Distributed KD. What it learnt from is in a cache, of
+{cache["positions"]:,} positions {cache["mean_kept_mass"]:.3f} of the teacher's mass
+({cache["method"]}, K = {cache["k"]}). The student was trained on it
+at T = {objective["temperature"]:g} with alpha = {objective["alpha"]:g}.
+
+**Retention {said}**: its accuracy over the teacher's.
 """
 
 

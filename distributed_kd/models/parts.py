@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from distributed_kd.errors import RequestError
-from distributed_kd.models.config import is_classifier, is_masked_lm, is_text_classifier, takes_features
+from distributed_kd.models.config import is_masked_lm, is_text_classifier, takes_features
 
 
 @dataclass(frozen=True)
@@ -135,24 +135,26 @@ def _attribute(model: Any, path: str) -> Any:
     return model
 
 
-def hidden_states(model: Any, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor) -> Tensor:
+def hidden_states(
+    model: Any, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor, features: Tensor | None = None
+) -> Tensor:
     """The last hidden states [B, S, D] of a forward of `model` itself: whoever has wrapped it (DDP, FSDP2) sees one.
 
-    input_ids, position_ids and attention_mask are all [B, S], padded on the right.
+    input_ids, position_ids and attention_mask are all [B, S], padded on the right; features as in `Body`. Raises
+    `RequestError` for a model without a head.
     """
     own = within(model)
-    if is_classifier(type(own).__name__):
-        raise RequestError(
-            f"{type(own).__name__} is a classifier, whose hidden states `body_of` gives: take them to "
-            "`linear_distillation_loss`"
-        )
-    inputs: dict[str, Any] = {"position_ids": position_ids, "use_cache": False}
-    if is_masked_lm(
-        type(own).__name__
-    ):  # for others padding is the future, and a mask would hide where documents begin
-        inputs = {"attention_mask": attention_mask}
-    with _passed_over(own.get_output_embeddings()) as taken:
-        output = model(input_ids=input_ids, **inputs).logits
+    architecture = type(own).__name__
+    inputs: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
+    if takes_features(architecture):
+        inputs = {"features": features}
+    elif is_masked_lm(architecture) or is_text_classifier(architecture):
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    head_of(own)
+    with _passed_over(_last_layer(own)) as taken:
+        output = model(**inputs).logits
+    if is_text_classifier(architecture):
+        return output if output.dim() == 3 else output[:, None].expand(-1, input_ids.shape[1], -1)
     # What does more after its head, or is cast by a wrapper, gives out other tensors; a wrapper's hooks are on those.
     return taken[0] if output is taken[0] else taken[0] + 0.0 * output
 

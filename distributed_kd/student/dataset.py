@@ -55,6 +55,7 @@ class Collator:
     | key | shape | what |
     |---|---|---|
     | `input_ids`, `position_ids`, `attention_mask` | [B, S] int64 | as models take them, padded on the right |
+    | `features` | [B, S, F] float32 | where positions are no tokens, and only there |
     | `labels` | [B, S] int64 | as transformers' own losses take them, -100 where there is no loss |
     | `loss_mask` | [B, S] bool | the N positions that carry loss |
     | `target_labels` | [N] int64 | what each of them is to predict |
@@ -75,7 +76,8 @@ class Collator:
             labels[:, 1:][batch.loss_mask[:, :-1]] = batch.targets.labels  # position t predicts token t + 1
         else:
             labels[batch.loss_mask] = batch.targets.labels
-        return {
+        features = {} if batch.features is None else {"features": batch.features}
+        return features | {
             "input_ids": batch.input_ids,
             "position_ids": batch.position_ids,
             "attention_mask": batch.present.long(),

@@ -19,11 +19,13 @@ def distillation_loss(
 ) -> Loss:
     """The loss of `objective.py`, summed over the batch's N positions: divide `total` by those of the global batch.
 
-    batch: as `Collator` makes it, on the model's device. model: a causal or masked language model, as it is or wrapped
-    by peft, DDP or FSDP2's `fully_shard`, of which the head is in the outermost group. Raises `RequestError` for a head
+    batch: as `Collator` makes it, on the model's device. model: a language model or classifier, as it is or wrapped by
+    peft, DDP or FSDP2's `fully_shard`, of which the head is in the outermost group. Raises `RequestError` for a head
     that cannot be taken apart; `models.parts.check` says of a model whether it is understood.
     """
-    hidden = parts.hidden_states(model, *(batch[key] for key in ("input_ids", "position_ids", "attention_mask")))
+    hidden = parts.hidden_states(
+        model, batch["input_ids"], batch["position_ids"], batch["attention_mask"], batch.get("features")
+    )
     head = parts.head_of(model)
     targets = PositionTargets(*(batch[f"target_{key}"] for key in ("labels", "ids", "log_p", "log_p_tail")))
     with torch.autocast(hidden.device.type, enabled=False):

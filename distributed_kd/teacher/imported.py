@@ -122,6 +122,8 @@ def import_lists(recipe: Recipe, uri: str, kind: str, normalised: bool = False) 
 
 def _refuse_what_lists_cannot_give(recipe: Recipe) -> None:
     targets = recipe.targets
+    if len(recipe.teachers) != 1:
+        raise RequestError(f"the recipe names {len(recipe.teachers)} teachers; name the one that was served")
     if targets.temperatures != [1.0]:
         raise RequestError(
             f"targets.temperatures {[float(t) for t in targets.temperatures]}: logprobs of a few ids give T = 1 alone, "

@@ -65,6 +65,8 @@ def test_a_texts_class_does_not_depend_on_what_it_is_batched_with(family: str) -
         own = model(input_ids=ids).logits
         hidden = body(batch, places, torch.stack([places[0] < 10, places[0] < 14]))
         assert hidden.shape[:2] == (2, 14) and head.rows == 3
+        mask = torch.stack([places[0] < 10, places[0] < 14]).long()
+        torch.testing.assert_close(parts.hidden_states(model, batch, places, mask), hidden, rtol=0.0, atol=0.0)
         torch.testing.assert_close(head.logits(hidden[0, 0]), own[0], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(model(input_ids=ids).logits, own, rtol=0.0, atol=0.0)  # it is as it was
 
@@ -94,7 +96,9 @@ def test_a_feature_classifier_is_that_of_its_formula_and_padding_changes_nothing
     padded = torch.cat([features, torch.zeros(1, 4, 3, dtype=torch.float64)], dim=1)
     ids = torch.zeros(1, 10, dtype=torch.long)
     with torch.no_grad():
-        ours = parts.head_of(model).logits(parts.body_of(model)(ids, ids, None, padded))[0, :6]
+        hidden = parts.body_of(model)(ids, ids, None, padded)
+        torch.testing.assert_close(parts.hidden_states(model, ids, ids, ids, padded), hidden, rtol=0.0, atol=0.0)
+        ours = parts.head_of(model).logits(hidden)[0, :6]
         for place in range(6):
             around = [features[0, at] if 0 <= at < 6 else torch.zeros(3) for at in (place - 2, place, place + 2)]
             hidden = torch.cat(around).double()

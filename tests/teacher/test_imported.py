@@ -209,6 +209,12 @@ def test_a_source_or_a_recipe_that_does_not_fit(
             "vllm",
             r"targets\.temperatures \[1\.0, 2\.0\]: logprobs of a few ids give T = 1 alone, since",
         ),
+        (
+            recipe | {"teachers": 2 * recipe["teachers"]},
+            source,
+            "vllm",
+            "the recipe names 2 teachers; name the one that",
+        ),
         (recipe | {"targets": {"method": "full"}}, source, "vllm", "targets.method full: lists of the most probable"),
     ):
         with pytest.raises(RequestError, match=line):
