@@ -79,7 +79,7 @@ class Corpus(Section):
         description="classification: the column of a row's class number; frames: of a list of them, one a frame",
     )
     document_column: str | None = Field(
-        None, description="classification, frames: rows alike in this column are of one document, so of one split"
+        None, description="rows alike in this column are of one document, so of one split; not of text files"
     )
     view_column: str | None = Field(
         None,
@@ -106,7 +106,7 @@ class Corpus(Section):
         if self.task == "frames" and self.features_column is None:
             raise ValueError("task frames needs `features_column`")
         if self.task not in ("classification", "frames"):
-            self._refuse_keys("classification and frames", "features_column", "document_column", "view_column")
+            self._refuse_keys("classification and frames", "features_column", "view_column")
         if self.task != "classification":
             self._refuse_keys("classification", "label_noise", "without_classes")
         if self.task != "classification" or self.features_column is None:

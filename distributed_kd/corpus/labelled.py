@@ -16,7 +16,7 @@ import numpy as np
 from distributed_kd.corpus.augment import view_of
 from distributed_kd.corpus.columns import Column, rows
 from distributed_kd.corpus.cut import Piece
-from distributed_kd.corpus.packing import SPLITS, document_id, id_of_digest, split_of
+from distributed_kd.corpus.packing import SPLITS, document_id, id_of_digest, named_document, split_of
 from distributed_kd.corpus.sequences import NO_LABEL, Sequence
 from distributed_kd.errors import RequestError
 from distributed_kd.recipe import Corpus
@@ -89,11 +89,7 @@ def _is_wanted(view: list[Any], split: str, corpus: Corpus, place: str) -> bool:
 
 def _document(content: Any, named: list[Any], place: str) -> int:
     if named:
-        if not isinstance(named[0], str | int):
-            raise RequestError(
-                f"{place}: its document is {named[0]!r}; corpus.document_column needs a text or a number"
-            )
-        return document_id(str(named[0]))
+        return named_document(named[0], place)
     if isinstance(content, np.ndarray):
         return id_of_digest(hashlib.sha256(content.astype("<f4").tobytes()).digest())
     return document_id(str(content))

@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from distributed_kd.corpus.sequences import Sequence
+from distributed_kd.errors import RequestError
 from distributed_kd.recipe import Corpus
 
 SPLITS = ("train", "development", "validation")
@@ -63,6 +65,13 @@ class Span:
 def document_id(text: str) -> int:
     """The first 63 bits of the text's sha256: the same text is the same document, wherever it lies."""
     return id_of_digest(hashlib.sha256(text.encode()).digest())
+
+
+def named_document(name: Any, place: str) -> int:
+    """The document of a row by what `corpus.document_column` has there. Raises `RequestError` where that is no name."""
+    if not isinstance(name, str | int):
+        raise RequestError(f"{place}: its document is {name!r}; corpus.document_column needs a text or a number")
+    return document_id(str(name))
 
 
 def id_of_digest(digest: bytes) -> int:

@@ -14,7 +14,7 @@ from distributed_kd.corpus.bytes_of import BUFFER_BYTES, DamagedError, open_byte
 from distributed_kd.corpus.columns import Column, damaged, rows
 from distributed_kd.corpus.conversation import Messages, messages_of
 from distributed_kd.corpus.cut import Piece
-from distributed_kd.corpus.packing import document_id, id_of_digest
+from distributed_kd.corpus.packing import document_id, id_of_digest, named_document
 from distributed_kd.corpus.source import SourceFile
 from distributed_kd.errors import RequestError
 from distributed_kd.recipe import Corpus
@@ -37,11 +37,14 @@ def documents(piece: Piece, corpus: Corpus) -> Iterator[Document]:
     if piece.file.format == "text":
         yield from _texts(piece)
         return
-    for place, (value,) in rows(piece, [_column(corpus)]):
-        yield _document(place, value, corpus)
+    columns = [_column(corpus)]
+    if corpus.document_column is not None:
+        columns.append(Column("document_column", corpus.document_column))
+    for place, (value, *named) in rows(piece, columns):
+        yield _document(place, value, named, corpus)
 
 
-def _document(place: str, value: Any, corpus: Corpus) -> Document:
+def _document(place: str, value: Any, named: list[Any], corpus: Corpus) -> Document:
     content: str | Messages
     if corpus.task == "chat":
         content = messages_of(value, f"{place}: column {corpus.messages_column!r}")
@@ -51,7 +54,7 @@ def _document(place: str, value: Any, corpus: Corpus) -> Document:
         raise RequestError(f"{place}: column {corpus.text_column!r} is {type(value).__name__}, not a text")
     try:
         text = content if isinstance(content, str) else canonical_json(content).decode()
-        return Document(document_id(text), content, place)
+        return Document(named_document(named[0], place) if named else document_id(text), content, place)
     except UnicodeEncodeError as error:
         raise RequestError(f"{place} holds half a surrogate pair, which is no text; repair that row") from error
 

@@ -112,7 +112,7 @@ class SequencesManifest(Manifest):
     index: IndexReference
 
 
-_OF_ROWS = {"features_column", "label_column", "document_column", "view_column", "label_noise", "without_classes"}
+_OF_ROWS = {"features_column", "label_column", "view_column", "label_noise", "without_classes"}
 _OF_IMAGES = {"image_shape", "augment"}
 _OF_DOCUMENTS = {"packing", "sequences_per_document"}
 
@@ -121,6 +121,8 @@ def made_from_corpus(corpus: Corpus) -> dict[str, Any]:
     """What of the recipe's corpus decides what sequences are."""
     are_images = corpus.task == "classification" and corpus.takes_features
     not_read = _OF_DOCUMENTS if corpus.is_of_rows else _OF_ROWS
+    if not corpus.is_of_rows and corpus.document_column is None:
+        not_read = not_read | {"document_column"}  # which is younger than sequences of documents
     not_read = not_read | ({"messages_column"} if corpus.task != "chat" else {"text_column"})
     if corpus.takes_features:
         not_read |= {"text_column"}

@@ -52,6 +52,16 @@ def test_a_folder_of_all_formats_is_read_in_name_order(folder: Path) -> None:
     assert texts(folder) == ["eins", "Äß", "zwei\n", "drei", ""]
 
 
+def test_rows_named_alike_are_one_document_and_text_files_are_their_own(folder: Path) -> None:
+    (folder / "a.jsonl").write_text('{"text": "eins", "n": 1}\n{"text": "zwei", "n": 2}\n')
+    found = read(folder, document_column="n")
+    assert [document.content for document in found] == ["eins", "zwei", "zwei\n", "drei", ""]
+    assert [document.id for document in found] == [document_id(name) for name in ("1", "2", "zwei\n", "1", "2")]
+    (folder / "a.jsonl").write_text('{"text": "eins", "n": 1.5}\n')
+    with pytest.raises(RequestError, match=r"line 1: its document is 1\.5; corpus\.document_column needs a text"):
+        read(folder, document_column="n")
+
+
 def test_a_single_file_a_list_and_a_package_are_sources(folder: Path) -> None:
     assert texts(folder / "b.txt") == ["zwei\n"]
     files = list_files(Corpus(source=[str(folder / "b.txt"), str(folder / "a.jsonl")]))

@@ -6,8 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from distributed_kd.corpus.sequences import FOLDER, Sequences, SequencesManifest, SplitSummary, TokenizerIdentity
+from distributed_kd.corpus.sequences import (
+    FOLDER,
+    Sequences,
+    SequencesManifest,
+    SplitSummary,
+    TokenizerIdentity,
+    made_from_corpus,
+)
 from distributed_kd.errors import RequestError
+from distributed_kd.recipe import Corpus
 from distributed_kd.store.digest import fingerprint
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import ShardEntry, put_index
@@ -44,3 +52,8 @@ def test_an_index_of_other_shards_than_the_splits_is_refused(
     write(Store(str(tmp_path)), shards, {"train": train})
     with pytest.raises(RequestError, match="lists other shards than the manifest's splits"):
         Sequences.open(Store(str(tmp_path)))
+
+
+def test_sequences_of_documents_are_made_from_their_name_only_where_the_recipe_has_one() -> None:
+    assert "document_column" not in made_from_corpus(Corpus(source="texts"))
+    assert made_from_corpus(Corpus(source="texts", document_column="who"))["document_column"] == "who"
