@@ -179,19 +179,24 @@ def _key(*parts: Any) -> int:
 
 
 def _cut(row: _Row, corpus: Corpus) -> Iterator[Sequence]:
-    """The row as one sequence; of frames, as many as it takes, none of which holds an empty mask."""
+    """The row as one sequence; of frames, as many as it takes. Held out, what has no label is not scored."""
     longest = corpus.sequence_length if corpus.task == "frames" else len(row.ids)
     for begin in range(0, len(row.ids), longest):
         own = slice(begin, begin + longest)
         ids = row.ids[own]
+        labels = row.labels[own] if corpus.task == "frames" else row.labels
         loss_mask = np.ones(len(ids), bool) if corpus.task == "frames" else np.arange(len(ids)) == 0
-        yield Sequence(
-            sequence_id=-1,
-            input_ids=ids,
-            loss_mask=loss_mask,
-            documents=np.array([row.document], np.int64),
-            document_lengths=np.array([len(ids)], np.int32),
-            isolated=False,
-            given_labels=row.labels[own] if corpus.task == "frames" else row.labels,
-            features=None if row.features is None else row.features[own],
-        )
+        if row.split != "train":
+            loss_mask[loss_mask] = labels != NO_LABEL
+            labels = labels[labels != NO_LABEL]
+        if loss_mask.any():
+            yield Sequence(
+                sequence_id=-1,
+                input_ids=ids,
+                loss_mask=loss_mask,
+                documents=np.array([row.document], np.int64),
+                document_lengths=np.array([len(ids)], np.int32),
+                isolated=False,
+                given_labels=labels,
+                features=None if row.features is None else row.features[own],
+            )

@@ -13,7 +13,7 @@ from distributed_kd import console
 from distributed_kd.cache.inspect import inspect
 from distributed_kd.cache.manifest import store_of
 from distributed_kd.corpus.sequences import FOLDER as SEQUENCES_FOLDER
-from distributed_kd.corpus.sequences import NO_LABEL, Sequence, Sequences
+from distributed_kd.corpus.sequences import Sequence, Sequences
 from distributed_kd.errors import RequestError
 from distributed_kd.evaluate import measures
 from distributed_kd.evaluate.page import render
@@ -61,11 +61,6 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
     store.check_writable()
 
     held_out = [row for entry in sequences.shards(recipe.evaluate.split) for row in sequences.read(entry.shard)]
-    if any((sequence.labels[sequence.loss_mask] == NO_LABEL).any() for sequence in held_out):
-        raise RequestError(
-            f"{sequences.store.uri}: positions of the {recipe.evaluate.split} split have no label to be held to; keep "
-            "rows without one out of it"
-        )
     if not held_out:
         split = recipe.evaluate.split
         raise RequestError(f"{sequences.store.uri} holds no {split} sequence; set corpus.{split}_fraction")

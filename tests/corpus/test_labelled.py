@@ -151,6 +151,15 @@ def test_a_frame_may_have_no_label(tmp_path: Path) -> None:
     assert one.labels.tolist() == [-100, 2, -100] and one.loss_mask.all()
 
 
+def test_held_out_what_has_no_label_is_not_scored(tmp_path: Path) -> None:
+    rows = [{"frames": [[0.0], [1.0]], "labels": [-100, number % 3], "said": number} for number in range(20)]
+    rows += [{"frames": [[0.0], [1.0]], "labels": [-100, -100], "said": number} for number in range(20, 40)]
+    found = made(rows, tmp_path, Inputs(3, 1), **FRAMES, document_column="said", validation_fraction=0.5)
+    assert 3 < len(found["validation"]) < 17 and len(found["train"]) > 10
+    assert all(one.loss_mask.tolist() == [False, True] and one.positions == 1 for one in found["validation"])
+    assert all(one.loss_mask.all() for one in found["train"])
+
+
 def test_a_text_is_its_tokens_and_its_class_stands_at_the_first(tmp_path: Path) -> None:
     toys.save_masked_tokenizer(tmp_path)
     tokenizer = load_tokenizer(tmp_path)
