@@ -22,7 +22,12 @@ pytestmark = pytest.mark.slow
     [
         ({"method": "top_p", "p": 0.7, "k": 8, "temperatures": [1.0, 2.0]}, "compact-1", 8),
         ({"method": "sample", "draws": 12, "temperatures": [2.0]}, "compact-1", 12),
-        ({"method": "sample", "draws": 12, "draw_temperature": 1.0, "temperatures": [2.0]}, "plain-1", 12),
+        pytest.param(
+            {"method": "sample", "draws": 12, "draw_temperature": 1.0, "temperatures": [2.0]},
+            "plain-1",
+            12,
+            marks=pytest.mark.long,
+        ),
         ({"method": "full", "temperatures": [1.0, 2.0]}, "dense-1", 72),
     ],
     ids=["top_p", "sample", "weighted", "full"],

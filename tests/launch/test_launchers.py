@@ -75,6 +75,7 @@ def test_a_rank_does_not_run_all_stages(toy_recipe: dict[str, Any], tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_torchrun_on_one_host_trains_what_dkd_train_does(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     """Both arms in one process a rank; what is missing is one line, what is done is skipped by all."""
     recipe = write_recipe(tmp_path, toy_recipe)

@@ -22,7 +22,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("codec", ["plain-1", "compact-1"])
+@pytest.mark.parametrize("codec", [pytest.param("plain-1", marks=pytest.mark.long), "compact-1"])
 def test_a_repaired_cache_is_the_original(
     toy_recipe: dict[str, Any], tmp_path: Path, ray_cluster: Any, codec: str
 ) -> None:
