@@ -74,7 +74,7 @@ def test_targets_are_the_models_own_at_masked_positions(
 
 
 def test_a_model_of_the_other_kind_is_refused(recipe: dict[str, Any], toy_teacher: Path) -> None:
-    recipe["corpus"]["task"] = "causal_lm"
+    recipe["corpus"] |= {"task": "causal_lm", "views": 1}
     with pytest.raises(RequestError, match=r"is a BertForMaskedLM, which does not go with corpus\.task: causal_lm"):
         prepare(parse(recipe))
 
