@@ -157,11 +157,11 @@ class Teacher(Section):
     model: str = Field("", description="path, hub id, package:NAME or a .gguf file; the student of `recipe` if given")
     recipe: str | None = Field(None, description="a recipe whose student is this teacher, trained before anything else")
     overrides: list[str] = Field(default_factory=list, description="of that recipe, as KEY.PATH=VALUE")
-    revision: str | None = None
+    revision: str | None = Field(None, description="of a hub id: branch, tag or commit")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 where the device computes in it, else float32"
     )
-    weight: float = Field(1.0, gt=0.0)
+    weight: float = Field(1.0, gt=0.0, description="of several teachers: this one's in the mean, in proportion")
     devices_per_replica: Positive = Field(
         1, description="divide the teacher over so many devices of a host, by transformers' plan for its architecture"
     )
@@ -370,24 +370,26 @@ class Trainer(Section):
     )
     global_batch: Positive = Field(32, description="sequences in an optimizer step over all ranks")
     micro_batch: Positive = Field(1, description="sequences in one forward of a rank")
-    steps: Positive | None = None
-    epochs: Positive | None = None
-    learning_rate: float = Field(1e-4, gt=0.0)
+    steps: Positive | None = Field(None, description="optimizer steps; or give epochs")
+    epochs: Positive | None = Field(None, description="passes over the training sequences; or give steps")
+    learning_rate: float = Field(1e-4, gt=0.0, description="of AdamW, the highest of the schedule")
     warmup_fraction: Fraction = Field(0.1, description="share of the steps in which the rate rises linearly")
     schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
         "cosine",
         description="of the learning rate after the warm-up; wsd: constant, then linear to 0 over `decay_fraction`",
     )
     decay_fraction: Fraction = Field(0.2, description="wsd: share of the steps, the last ones, in which the rate falls")
-    weight_decay: float = Field(0.0, ge=0.0)
+    weight_decay: float = Field(0.0, ge=0.0, description="of AdamW: a step takes learning_rate x this of each weight")
     gradient_clipping: float = Field(1.0, ge=0.0, description="0: none")
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="of weights and activations in a step; the optimizer keeps float32 ones"
+    )
     activation_checkpointing: bool = Field(
         False, description="compute activations again in the backward pass: a third more work, far less memory"
     )
-    seed: int = 0
+    seed: int = Field(0, description="of the order, of dropout and of fresh weights")
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: none")
-    keep_checkpoints: Positive = 2
+    keep_checkpoints: Positive = Field(2, description="how many of the last ones are kept")
     evaluate_every: int = Field(
         0, ge=0, description="steps between looks at the loss on development documents; 0: none"
     )
@@ -432,17 +434,19 @@ class Trainer(Section):
 class Baseline(Section):
     """The same student, initialisation, data, order and steps on hard labels alone; only what differs is said."""
 
-    learning_rate: float | None = Field(None, gt=0.0)
+    learning_rate: float | None = Field(None, gt=0.0, description="the trainer's when not given")
 
 
 class Evaluate(Section):
-    split: Literal["validation", "development"] = "validation"
+    split: Literal["validation", "development"] = Field(
+        "validation", description="whose documents are scored; development, to choose settings by"
+    )
     bootstrap: Positive = Field(10_000, description="resamples of the documents behind each interval")
 
 
 class Recipe(Section):
-    name: str = Field(min_length=1)
-    workdir: str
+    name: str = Field(min_length=1, description="what the report calls the run")
+    workdir: str = Field(description="folder or bucket, s3://..., that every artifact lies under")
     corpus: Corpus
     teachers: list[Teacher] = Field(
         description="one; or several, whose mean is distilled; or none, for a student of hard labels alone"
@@ -452,7 +456,9 @@ class Recipe(Section):
     student: Student
     objective: Objective = Objective()
     trainer: Trainer
-    baseline: Baseline | None = Field(default_factory=Baseline, description="off: none")
+    baseline: Baseline | None = Field(
+        default_factory=Baseline, description="the same student on hard labels alone, with what is said here; off: none"
+    )
     evaluate: Evaluate = Evaluate()
 
     @field_validator("baseline", mode="before")
