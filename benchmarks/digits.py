@@ -1,6 +1,6 @@
 """What soft targets carry where labels cannot be trusted: heavy views, wrong labels, and a class that nobody showed.
 
-    python benchmarks/digits.py [--seeds 5] [--noise 0 0.1 0.2 0.4] [--steps 2000] [--workdir FOLDER] [--json]
+    python benchmarks/digits.py [--seeds 5] [--noise 0 0.1 0.2 0.4] [--steps 4000] [--workdir FOLDER] [--json]
 
 For each seed, a split of its own and a teacher of its training images; then for each share of wrong training labels
 three students of one network and one number of steps: `soft` on heavy views with alpha 1, `hard` on the same views with
@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--noise", type=float, nargs="+", default=[0.0, 0.1, 0.2, 0.4])
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--workdir", type=Path, default=Path("runs/digits/benchmark"))
     parser.add_argument("--plot", type=Path, help="a PNG of accuracy by label noise")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

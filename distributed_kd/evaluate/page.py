@@ -56,7 +56,8 @@ class Figure:
             return _ABSENT if value is None else str(value)
         if self.key == "parameters":
             return _count(value)
-        return f"{value * self.scale:,.{self.digits}f}{'%' if self.unit == '%' else ''}".replace("-", _MINUS)
+        shown = round(value * self.scale, self.digits) + 0.0  # 0 has no sign
+        return f"{shown:,.{self.digits}f}{'%' if self.unit == '%' else ''}".replace("-", _MINUS)
 
     def signed(self, values: Iterable[float]) -> list[str]:
         """With as many digits as it takes for none but a true zero to be written as zero."""

@@ -200,6 +200,8 @@ def test_fields_may_be_missing_or_new() -> None:
         "Trained on hard labels alone, the student is right in 50.0% of held-out positions. It has no teacher" in page
     )
     assert "retention" not in page
+    page = words(render({"models": {"student": {"kl_from_teacher": -1e-9, "brier": -0.25}}}, {}, {}))
+    assert "\u22120.000" not in page and "\u22120.250" in page
 
 
 def test_the_same_report_gives_the_same_bytes() -> None:
