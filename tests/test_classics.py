@@ -26,3 +26,26 @@ def test_soft_targets_of_heavy_views_beat_labels_of_which_many_are_wrong(tmp_pat
     for figure, sign in (("accuracy", 1), ("ece", -1), ("kl_from_teacher", -1)):
         low, high = sorted(sign * edge for edge in report["differences"][figure]["interval"])
         assert low > 0, (figure, low, high)
+
+
+@pytest.mark.long
+def test_an_ensembles_student_beats_labels_on_real_speech(tmp_path: Path) -> None:
+    for module in ("pocketsphinx", "G722"):
+        pytest.importorskip(module, reason=f"{module}, which the built-in speech needs, is not installed")
+    members = ", ".join(
+        f"{{recipe: recipes/acoustic-member.yaml, overrides: [trainer.seed={seed}, trainer.epochs=2, "
+        f"workdir={tmp_path}/member-{seed}]}}"
+        for seed in (1, 2, 3)
+    )
+    done = dkd(
+        "run", "recipes/hinton-ensemble.yaml", f"workdir={tmp_path}/work", "trainer.epochs=2", f"teachers=[{members}]",
+        "trainer.processes=1", "--json", cwd=ROOT,
+    )  # fmt: skip
+    if "could not fetch them" in done.stderr:
+        pytest.skip("Debian's packages of speech cannot be fetched here")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    models = report["models"]
+    assert models["ensemble"]["accuracy"] > models["teacher"]["accuracy"] > 0.4
+    assert report["differences"]["cross_entropy"]["interval"][1] < 0
+    assert len(report["members"]) == 3 and report["transferred_share"] is not None
