@@ -30,6 +30,11 @@ def rows(piece: Piece, columns: list[Column]) -> Iterator[tuple[str, list[Any]]]
 
     What a line of JSON has in a column is as it stands there; what an Arrow column has is of its kind, or None.
     """
+    if piece.file.format == "text":
+        raise RequestError(
+            f"{piece.file.uri} is a text without columns, and corpus.{columns[0].key} is asked for; give JSON lines, "
+            "Parquet or a saved dataset"
+        )
     read = {"jsonl": _json_rows, "parquet": _parquet_rows, "datasets": _arrow_rows}[piece.file.format]
     yield from read(piece, columns)
 

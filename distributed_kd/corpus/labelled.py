@@ -16,7 +16,7 @@ import numpy as np
 from distributed_kd.corpus.augment import view_of
 from distributed_kd.corpus.columns import Column, rows
 from distributed_kd.corpus.cut import Piece
-from distributed_kd.corpus.packing import SPLITS, document_id, id_of_digest, named_document, split_of
+from distributed_kd.corpus.packing import SPLITS, document_of, id_of_digest, named_document, split_of
 from distributed_kd.corpus.sequences import NO_LABEL, Sequence
 from distributed_kd.errors import RequestError
 from distributed_kd.recipe import Corpus
@@ -57,42 +57,39 @@ def sequences_of(pieces: list[Piece], corpus: Corpus, inputs: Inputs) -> dict[st
 
 
 def _read(pieces: list[Piece], corpus: Corpus, inputs: Inputs) -> Iterator[_Row]:
-    columns = [
-        Column("text_column", corpus.text_column)
-        if corpus.features_column is None
-        else Column("features_column", corpus.features_column),
-        Column("label_column", corpus.label_column),
-    ]
-    for key in ("document_column", "view_column"):
-        if (name := getattr(corpus, key)) is not None:
-            columns.append(Column(key, name))
+    content_key = "features_column" if corpus.takes_features else "text_column"
+    keys = [content_key, "label_column", "document_column", "view_column"]
+    columns = [Column(key, name) for key in keys if (name := getattr(corpus, key)) is not None]
     for piece in pieces:
-        for place, (content, label, *more) in rows(piece, columns):
-            named = more[:1] if corpus.document_column is not None else []
-            features = None if inputs.width is None else _features(content, corpus, inputs.width, place)
-            document = _document(content if features is None else features, named, place)
+        for place, values in rows(piece, columns):
+            row = dict(zip((column.key for column in columns), values, strict=True))
+            content, features = row[content_key], None
+            if inputs.width is not None:
+                features = _features(content, corpus, inputs.width, place)
+            document = _document(row, content if features is None else features, place)
             split = split_of(document, corpus)
-            if split is not None and _is_wanted(more[-1:], split, corpus, place):
+            if split is not None and _is_wanted(row, split, corpus, place):
                 ids = _ids(content, corpus, inputs, place) if features is None else np.zeros(len(features), np.int32)
-                labels = _labels(label, corpus, inputs.classes, len(ids), place)
+                labels = _labels(row["label_column"], corpus, inputs.classes, len(ids), place)
                 yield _Row(document, split, place, ids, labels, features)
 
 
-def _is_wanted(view: list[Any], split: str, corpus: Corpus, place: str) -> bool:
+def _is_wanted(row: dict[str, Any], split: str, corpus: Corpus, place: str) -> bool:
     """Whether the split has rows of that view: the training split the first few, the others that of view 0."""
     if corpus.view_column is None:
         return True
-    if not isinstance(view[0], int) or view[0] < 0:
-        raise RequestError(f"{place}: its view is {view[0]!r}; corpus.view_column needs a whole number from 0")
-    return view[0] < (corpus.views if split == "train" else 1)
+    view = row["view_column"]
+    if not isinstance(view, int) or view < 0:
+        raise RequestError(f"{place}: its view is {view!r}; corpus.view_column needs a whole number from 0")
+    return view < (corpus.views if split == "train" else 1)
 
 
-def _document(content: Any, named: list[Any], place: str) -> int:
-    if named:
-        return named_document(named[0], place)
+def _document(row: dict[str, Any], content: Any, place: str) -> int:
+    if "document_column" in row:
+        return named_document(row["document_column"], place)
     if isinstance(content, np.ndarray):
         return id_of_digest(hashlib.sha256(content.astype("<f4").tobytes()).digest())
-    return document_id(str(content))
+    return document_of(str(content), place)
 
 
 def _ids(text: Any, corpus: Corpus, inputs: Inputs, place: str) -> np.ndarray:

@@ -67,11 +67,19 @@ def document_id(text: str) -> int:
     return id_of_digest(hashlib.sha256(text.encode()).digest())
 
 
+def document_of(text: str, place: str) -> int:
+    """`document_id` of what was read at a place. Raises `RequestError` where it is no text."""
+    try:
+        return document_id(text)
+    except UnicodeEncodeError as error:
+        raise RequestError(f"{place} holds half a surrogate pair, which is no text; repair that row") from error
+
+
 def named_document(name: Any, place: str) -> int:
     """The document of a row by what `corpus.document_column` has there. Raises `RequestError` where that is no name."""
     if not isinstance(name, str | int):
         raise RequestError(f"{place}: its document is {name!r}; corpus.document_column needs a text or a number")
-    return document_id(str(name))
+    return document_of(str(name), place)
 
 
 def id_of_digest(digest: bytes) -> int:

@@ -14,7 +14,7 @@ from distributed_kd.corpus.bytes_of import BUFFER_BYTES, DamagedError, open_byte
 from distributed_kd.corpus.columns import Column, damaged, rows
 from distributed_kd.corpus.conversation import Messages, messages_of
 from distributed_kd.corpus.cut import Piece
-from distributed_kd.corpus.packing import document_id, id_of_digest, named_document
+from distributed_kd.corpus.packing import document_id, document_of, id_of_digest, named_document
 from distributed_kd.corpus.source import SourceFile
 from distributed_kd.errors import RequestError
 from distributed_kd.recipe import Corpus
@@ -54,9 +54,10 @@ def _document(place: str, value: Any, named: list[Any], corpus: Corpus) -> Docum
         raise RequestError(f"{place}: column {corpus.text_column!r} is {type(value).__name__}, not a text")
     try:
         text = content if isinstance(content, str) else canonical_json(content).decode()
-        return Document(named_document(named[0], place) if named else document_id(text), content, place)
     except UnicodeEncodeError as error:
         raise RequestError(f"{place} holds half a surrogate pair, which is no text; repair that row") from error
+    own = document_of(text, place)  # of a named one too: it must be a text
+    return Document(named_document(named[0], place) if named else own, content, place)
 
 
 def _column(corpus: Corpus) -> Column:

@@ -192,6 +192,20 @@ def test_a_row_that_cannot_be_used_is_named(tmp_path: Path, change: dict[str, An
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_what_is_no_text_and_what_has_no_columns_is_named(tmp_path: Path) -> None:
+    toys.save_masked_tokenizer(tmp_path)
+    texts = {"task": "classification"}
+    inputs = Inputs(2, None, load_tokenizer(tmp_path))
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "w1 \\ud800", "label": 1}')
+    with pytest.raises(RequestError, match="line 1 holds half a surrogate pair"):
+        _read(file, texts, inputs)
+    plain = tmp_path / "plain.txt"
+    plain.write_text("w1 w2")
+    with pytest.raises(RequestError, match=r"plain.txt is a text without columns, and corpus\.text_column is as"):
+        _read(plain, texts, inputs)
+
+
 def test_a_frame_too_few_is_named(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"frames": [[0.0], [1.0]], "labels": [1]}))
