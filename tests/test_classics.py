@@ -1,4 +1,7 @@
-"""The classics' recipes, shortened: the direction of each result, not its size."""
+"""The classics' recipes, shortened: the direction of each result, not its size.
+
+Long ones: `test_classification.py` holds the same on toys, among the tests that always run.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from tests.commands import ROOT, dkd
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 def test_soft_targets_of_heavy_views_beat_labels_of_which_many_are_wrong(tmp_path: Path) -> None:
     pytest.importorskip("sklearn", reason="scikit-learn, which carries the digits, is not installed")
     short = ["trainer.steps=300", "corpus.views=4"]
