@@ -28,6 +28,7 @@ def test_a_layer_runs_again_in_the_backward_pass(toy_recipe: dict[str, Any], toy
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_weights_are_the_same(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     toy_recipe["baseline"] = "off"
     toy_recipe["student"]["freeze"] = ["embeddings", "layers.0"]
