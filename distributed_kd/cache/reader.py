@@ -31,11 +31,10 @@ class LogitCache:
         self.manifest = manifest
         self.entries = entries
         self.tables = tables
-        self._ends = np.concatenate([[0], np.cumsum(entries.rows)])
         self._table = lru_cache(_SHARDS_HELD)(lambda place: self.table(place))
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return int(self.entries.ends[-1])
 
     @property
     def fingerprint(self) -> str:
@@ -57,12 +56,8 @@ class LogitCache:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"sequence {index} of {len(self)}")
-        place = int(self.places_of(index))
+        place = int(self.entries.places_of(index))
         return self.rows(place, self._table(place), np.array([index]))[0]
-
-    def places_of(self, indices: np.ndarray | int) -> np.ndarray:
-        """The places in the index of the shards that hold these sequences, in an array of the same shape."""
-        return np.searchsorted(self._ends, indices, "right") - 1
 
     def table(self, place: int, disk: DiskCache | None = None) -> pa.Table:
         """The shard in this place of the index, checked and not decoded, kept on `disk` for the next who wants it.
@@ -80,7 +75,7 @@ class LogitCache:
 
     def rows(self, place: int, table: pa.Table, indices: np.ndarray) -> list[Row]:
         """These sequences out of the table of the shard that holds them; the others are not decoded."""
-        own = table.take(pa.array(indices - int(self._ends[place])))
+        own = table.take(pa.array(indices - int(self.entries.ends[place])))
         return _decode(self.store, self.manifest, int(self.entries.shard[place]), own, self.tables)
 
     def batches(self, size: int) -> Iterator[list[Row]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
@@ -79,6 +80,15 @@ class ShardIndex(Sequence[ShardEntry]):
 
     def __len__(self) -> int:
         return len(self.shard)
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """[shards + 1] int64: how many rows there are before each shard, and in all."""
+        return np.concatenate([[0], np.cumsum(self.rows)])
+
+    def places_of(self, rows: np.ndarray | int) -> np.ndarray:
+        """The places of the shards that hold these rows, counted through all of them, in an array of the same shape."""
+        return np.searchsorted(self.ends, rows, "right") - 1
 
     @overload
     def __getitem__(self, place: int) -> ShardEntry: ...

@@ -40,7 +40,7 @@ class CacheDataset(Dataset[Row]):
     def __getitem__(self, index: int) -> Row:
         if not 0 <= index < len(self):
             raise IndexError(f"sequence {index} of {len(self)}")
-        place = int(self.cache.places_of(index))
+        place = int(self.cache.entries.places_of(index))
         return self.cache.rows(place, self._table(place), np.array([index]))[0]
 
     def __reduce__(self) -> tuple[type[CacheDataset], tuple[str, int]]:

@@ -12,7 +12,7 @@ from distributed_kd.cache.shard import Row
 from distributed_kd.cache.soft_targets import SoftTargets
 from distributed_kd.corpus.sequences import Sequences
 from distributed_kd.store.disk_cache import DiskCache
-from distributed_kd.store.index import ShardEntry, ShardIndex
+from distributed_kd.store.index import ShardIndex
 
 
 class LabelledRows:
@@ -23,10 +23,9 @@ class LabelledRows:
         self._temperature = temperature
         self.store = sequences.store
         self.entries: ShardIndex = sequences.shards("train")
-        self._ends = np.concatenate([[0], np.cumsum(self.entries.rows)])
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return int(self.entries.ends[-1])
 
     @property
     def fingerprint(self) -> str:
@@ -40,17 +39,11 @@ class LabelledRows:
     def teacher(self) -> str:
         return "none"
 
-    def places_of(self, indices: np.ndarray | int) -> np.ndarray:
-        return np.searchsorted(self._ends, indices, "right") - 1
-
-    def entry(self, place: int) -> ShardEntry:
-        return self.entries[place]
-
     def table(self, place: int, disk: DiskCache | None = None) -> pa.Table:
         return self._sequences.table(self.entries.shard[place], disk)
 
     def rows(self, place: int, table: pa.Table, indices: np.ndarray) -> list[Row]:
-        own = table.take(pa.array(indices - int(self._ends[place])))
+        own = table.take(pa.array(indices - int(self.entries.ends[place])))
         sequences = self._sequences.rows(int(self.entries.shard[place]), own)
         return [Row(sequence, self._nothing(sequence.positions)) for sequence in sequences]
 

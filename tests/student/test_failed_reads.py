@@ -79,7 +79,7 @@ def train(
 
 def first_bad_step(opened: LogitCache, rank: int = 0, world: int = 1) -> int:
     order = order_of(opened)
-    return next(step for step in count() if BAD in opened.places_of(order.rank_batch(step, rank, world)))
+    return next(step for step in count() if BAD in opened.entries.places_of(order.rank_batch(step, rank, world)))
 
 
 def damage(folder: Path) -> None:

@@ -54,6 +54,6 @@ def test_the_sequences_are_named_and_every_rank_ends(toy_recipe: dict[str, Any],
     bad = [int(place) for place in order.batch(step) if is_bad[place]]
     assert f"the loss is nan at step {step}, from sequences " in line
     named = [(int(number), int(shard)) for number, shard in re.findall(r"(\d+) \(shard (\d+)\)", line)]
-    assert named == [(cache[place].sequence.sequence_id, int(cache.places_of(place))) for place in bad]
+    assert named == [(cache[place].sequence.sequence_id, int(cache.entries.places_of(place))) for place in bad]
     checkpoints = sorted((workdir / "student" / "checkpoints").glob("step-*.json"))
     assert [path.stem for path in checkpoints] == [f"step-{one:08d}" for one in range(max(1, step - 1), step + 1)]
