@@ -546,6 +546,10 @@ class Recipe(Section):
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """Reads and validates a YAML recipe; `overrides` are `key.path=value` strings, values parsed as YAML."""
+    return _with_models(_load(path, overrides))
+
+
+def _load(path: str | Path, overrides: list[str] | tuple[str, ...]) -> Recipe:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -558,41 +562,45 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recip
         raise RequestError(f"recipe {path} is not a mapping of keys to values")
     for override in overrides:
         _apply_override(data, override)
-    return parse(data, where=f"recipe {path}")
+    return _validated(data, where=f"recipe {path}")
 
 
 def makers(recipe: Recipe) -> list[Recipe]:
     """The recipes of those teachers that one makes, in order; each is a student's without such teachers of its own."""
-    found = []
-    for teacher in recipe.teachers:
-        if teacher.recipe is not None:
-            maker = load(teacher.recipe, teacher.overrides)
-            if any(own.recipe is not None for own in maker.teachers):
-                raise RequestError(
-                    f"recipe {teacher.recipe} makes a teacher, so its own teachers cannot have a `recipe`; name their "
-                    "`model`"
-                )
-            found.append(maker)
-    return found
+    return [_maker(teacher.recipe, teacher.overrides) for teacher in recipe.teachers if teacher.recipe is not None]
+
+
+def _maker(path: str, overrides: list[str]) -> Recipe:
+    maker = _load(path, overrides)
+    if any(own.recipe is not None for own in maker.teachers):
+        raise RequestError(
+            f"recipe {path} makes a teacher, so its own teachers cannot have a `recipe`; name their `model`"
+        )
+    return maker
 
 
 def parse(data: dict[str, Any], where: str = "recipe") -> Recipe:
     """Validates a mapping. Raises `RequestError`: one line that names `where`, the key and the remedy."""
+    return _with_models(_validated(data, where))
+
+
+def _validated(data: dict[str, Any], where: str) -> Recipe:
     refuse_secrets(data, where)
     try:
-        recipe = Recipe.model_validate(data)
+        return Recipe.model_validate(data)
     except ValidationError as error:
         raise RequestError(f"{where}: {_one_line(error)}") from error
-    teachers = [_with_model(teacher) for teacher in recipe.teachers]
+
+
+def _with_models(recipe: Recipe) -> Recipe:
+    """With the places of the weights of those teachers that a recipe makes."""
+    teachers = [
+        teacher
+        if teacher.recipe is None or teacher.model
+        else teacher.model_copy(update={"model": f"{_maker(teacher.recipe, teacher.overrides).workdir}/student/export"})
+        for teacher in recipe.teachers
+    ]
     return recipe.model_copy(update={"teachers": teachers})
-
-
-def _with_model(teacher: Teacher) -> Teacher:
-    """With the place of its weights, where a recipe makes them."""
-    if teacher.recipe is None or teacher.model:
-        return teacher
-    workdir = load(teacher.recipe, teacher.overrides).workdir
-    return teacher.model_copy(update={"model": f"{workdir}/student/export"})
 
 
 def refuse_secrets(data: Any, where: str, key: str = "") -> None:

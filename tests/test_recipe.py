@@ -144,6 +144,14 @@ def test_what_a_cache_is_made_from_names_the_keys_of_its_method_alone() -> None:
     assert named(method="full") == {"method", "temperatures"}
 
 
+def test_a_recipe_that_makes_a_teacher_has_none_made_for_it(tmp_path: Path) -> None:
+    """Not of itself either, which would have no end."""
+    file = tmp_path / "itself.yaml"
+    file.write_text(yaml.safe_dump(MINIMAL | {"teachers": [{"recipe": str(file)}]}))
+    with pytest.raises(RequestError, match="makes a teacher, so its own teachers cannot have a `recipe`; name their"):
+        load(file)
+
+
 def test_a_missing_key_is_named() -> None:
     data = {key: value for key, value in MINIMAL.items() if key != "corpus"}
     with pytest.raises(RequestError, match="corpus is missing"):
