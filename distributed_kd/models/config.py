@@ -60,16 +60,12 @@ def architecture_of(config: Any) -> str:
 
 def is_masked_lm(architecture: str) -> bool:
     """Whether transformers' class of that name predicts masked tokens."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-
-    return architecture in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
+    return architecture in _heads("masked_lm").values()
 
 
 def is_text_classifier(architecture: str) -> bool:
     """Whether transformers' class of that name gives a text one of some classes."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
-
-    return architecture in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()
+    return architecture in _heads("classification").values()
 
 
 def takes_features(architecture: str) -> bool:

@@ -96,7 +96,7 @@ def body_of(model: Any) -> Body:
             return model.encode(features)
 
         return classifier
-    if is_masked_lm(architecture) or is_text_classifier(architecture):
+    if _takes_a_mask(architecture):
         last = _last_layer(model)
 
         def encoder(
@@ -105,7 +105,7 @@ def body_of(model: Any) -> Body:
             with _passed_over(last):
                 mask = None if present is None else present.long()
                 hidden = model(input_ids=input_ids, attention_mask=mask).logits
-            return hidden if hidden.dim() == 3 else hidden[:, None].expand(-1, input_ids.shape[1], -1)
+            return _at_each_position(hidden, input_ids)
 
         return encoder
     decoder = model.get_decoder()
@@ -116,6 +116,16 @@ def body_of(model: Any) -> Body:
         return decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
 
     return body
+
+
+def _takes_a_mask(architecture: str) -> bool:
+    """Whether padding must be masked: to others it is the future, and a mask would hide where documents begin."""
+    return is_masked_lm(architecture) or is_text_classifier(architecture)
+
+
+def _at_each_position(hidden: Tensor, input_ids: Tensor) -> Tensor:
+    """[B, S, D], of a text's one state [B, D] too."""
+    return hidden if hidden.dim() == 3 else hidden[:, None].expand(-1, input_ids.shape[1], -1)
 
 
 def _last_layer(model: Any) -> Any:
@@ -148,13 +158,13 @@ def hidden_states(
     inputs: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
     if takes_features(architecture):
         inputs = {"features": features}
-    elif is_masked_lm(architecture) or is_text_classifier(architecture):
+    elif _takes_a_mask(architecture):
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
     head_of(own)
     with _passed_over(_last_layer(own)) as taken:
         output = model(**inputs).logits
     if is_text_classifier(architecture):
-        return output if output.dim() == 3 else output[:, None].expand(-1, input_ids.shape[1], -1)
+        return _at_each_position(output, input_ids)
     # What does more after its head, or is cast by a wrapper, gives out other tensors; a wrapper's hooks are on those.
     return taken[0] if output is taken[0] else taken[0] + 0.0 * output
 
@@ -215,8 +225,7 @@ def check(model: Any, tolerance: float | None = None) -> None:
         ours = head_of(model).logits(body_of(model)(positions, positions, features=features))
     else:
         input_ids = positions * 7919 % model.get_input_embeddings().num_embeddings
-        is_causal = not (is_masked_lm(type(model).__name__) or is_text_classifier(type(model).__name__))
-        more = {"position_ids": positions, "use_cache": False} if is_causal else {}
+        more = {} if _takes_a_mask(type(model).__name__) else {"position_ids": positions, "use_cache": False}
         own = model(input_ids=input_ids, **more).logits.float()
         ours = head_of(model).logits(body_of(model)(input_ids, positions))
         ours = ours[:, 0] if own.dim() == 2 else ours
