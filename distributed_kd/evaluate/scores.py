@@ -71,11 +71,12 @@ def score(
         for begin in range(0, len(labels), head_chunk):
             chunk = slice(begin, begin + head_chunk)
             logits = {name: _timed(tally, _logits, tally.head, hidden[name][chunk]) for name, tally in tallies.items()}
-            own = [logits[name].log_softmax(dim=1) + share for name, share in shares.items()]
+            log_q = {name: own.log_softmax(dim=1) for name, own in logits.items()}
+            own = [log_q[name] + share for name, share in shares.items()]
             teacher = torch.stack(own).logsumexp(dim=0) if len(own) > 1 else own[0] if own else None
-            device_labels = labels[chunk].to(next(iter(logits.values())).device)
+            device_labels = labels[chunk].to(next(iter(log_q.values())).device)
             for name, tally in tallies.items():
-                tally.rows.append(_rows(logits[name], teacher, device_labels).cpu().numpy())
+                tally.rows.append(_rows(log_q[name], teacher, device_labels).cpu().numpy())
             if teacher is not None and len(own) > 1:
                 mean.append(_rows(teacher, teacher, device_labels).cpu().numpy())
         done += len(labels)
@@ -111,9 +112,8 @@ def _logits(head: parts.Head, hidden: Tensor) -> Tensor:
     return head.logits(hidden)
 
 
-def _rows(logits: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
-    """[n, V] logits and teacher log-probabilities -> [n, 5]: the columns of `Scores`."""
-    own = logits.log_softmax(dim=1)
+def _rows(own: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
+    """[n, V] log-probabilities, its own and the teacher's -> [n, 5]: the columns of `Scores`."""
     confidence, best = own.max(dim=1)
     if teacher is None:
         kl = agrees = torch.full_like(confidence, torch.nan)
