@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.types as types
+
 from distributed_kd.corpus.bytes_of import BUFFER_BYTES, DamagedError, open_bytes
 from distributed_kd.corpus.cut import Piece
 from distributed_kd.corpus.source import SourceFile
@@ -79,7 +82,6 @@ def _json_values(line: bytes, columns: list[Column], place: str) -> list[Any]:
 
 
 def _parquet_rows(piece: Piece, columns: list[Column]) -> Iterator[tuple[str, list[Any]]]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     uri, row = piece.file.uri, piece.before
@@ -101,8 +103,6 @@ def _parquet_rows(piece: Piece, columns: list[Column]) -> Iterator[tuple[str, li
 
 def _arrow_rows(piece: Piece, columns: list[Column]) -> Iterator[tuple[str, list[Any]]]:
     """The record batches of an Arrow stream between two bytes of it, by the schema at its beginning."""
-    import pyarrow as pa
-
     uri, row = piece.file.uri, piece.before
     fs, path = open_filesystem(uri)
     with fs.open(path, "rb") as raw:
@@ -139,35 +139,25 @@ def _check_columns(schema: Any, columns: list[Column], uri: str) -> None:
 
 
 def _is_text(kind: Any) -> bool:
-    import pyarrow.types as types
-
     return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
 
 def _is_list(kind: Any, of: Callable[[Any], bool]) -> bool:
-    import pyarrow.types as types
-
     is_one = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
     return is_one and of(kind.value_type)
 
 
 def _is_message(kind: Any) -> bool:
-    import pyarrow.types as types
-
     return types.is_struct(kind) and all(
         kind.get_field_index(part) >= 0 and _is_text(kind.field(part).type) for part in ("role", "content")
     )
 
 
 def _is_number(kind: Any) -> bool:
-    import pyarrow.types as types
-
     return types.is_integer(kind) or types.is_floating(kind)
 
 
 def _is_integer(kind: Any) -> bool:
-    import pyarrow.types as types
-
     return types.is_integer(kind)
 
 

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from distributed_kd.errors import RequestError
-from distributed_kd.models.locate import resolve_package
+from distributed_kd.corpus.builtin.packaged import CLASSICS, packaged_file
 
 VERSION = 1
-_FILE = "package:sklearn/datasets/data/digits.csv.gz"  # read as it lies there: nothing of the package is imported
+_FILE = "package:sklearn/datasets/data/digits.csv.gz"
 _LARGEST = 16.0
 
 
@@ -22,14 +21,7 @@ def write(folder: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        file = resolve_package(_FILE)
-    except RequestError as error:
-        raise RequestError(
-            "corpus.source builtin:digits needs scikit-learn, which is not installed: "
-            "pip install 'distributed-kd[classics]'"
-        ) from error
-    rows = np.loadtxt(file, delimiter=",")
+    rows = np.loadtxt(packaged_file(_FILE, "digits", "scikit-learn", CLASSICS), delimiter=",")
     table = pa.table(
         {
             "image": pa.array(list((rows[:, :-1] / _LARGEST).astype(np.float32)), pa.list_(pa.float32())),

