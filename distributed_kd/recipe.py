@@ -93,6 +93,11 @@ class Corpus(Section):
     label_noise: Fraction = Field(
         0.0, description="classification: share of the training rows that get a wrong class, to see what it does"
     )
+    labelled_fraction: Fraction = Field(
+        1.0,
+        description="classification, frames: share of the training documents whose labels are read; in the others the "
+        "teacher's targets alone teach",
+    )
     without_classes: list[Annotated[int, Field(ge=0)]] = Field(
         default_factory=list, description="classification: classes of which no row is trained on"
     )
@@ -106,7 +111,7 @@ class Corpus(Section):
         if self.task == "frames" and self.features_column is None:
             raise ValueError("task frames needs `features_column`")
         if self.task not in ("classification", "frames"):
-            self._refuse_keys("classification and frames", "features_column", "view_column")
+            self._refuse_keys("classification and frames", "features_column", "view_column", "labelled_fraction")
         if self.task != "classification":
             self._refuse_keys("classification", "label_noise", "without_classes")
         if self.task != "classification" or self.features_column is None:

@@ -109,7 +109,7 @@ def test_an_ensemble_whose_members_a_recipe_makes_and_labels_that_are_all_wrong(
     assert again.returncode == 0 and json.loads(again.stdout) == report, again.stderr
 
 
-def test_frames_without_a_label_train_at_alpha_1_and_not_below(
+def test_frames_without_a_label_learn_from_the_teacher_alone(
     recipe: dict[str, Any], tmp_path: Path, ray_cluster: Any
 ) -> None:
     drawn = np.random.default_rng(1)
@@ -134,20 +134,28 @@ def test_frames_without_a_label_train_at_alpha_1_and_not_below(
             "document_column": "document", "sequence_length": 20, "shard_sequences": 16, "validation_fraction": 0.1,
         },
         "teachers": [{"model": str(teacher), "dtype": "float32"}], "targets": {"method": "full"},
-        "capture": {"replicas": 1, "codec": "dense-1"}, "objective": {"alpha": 1.0},
+        "capture": {"replicas": 1, "codec": "dense-1"}, "objective": {"alpha": 0.9}, "baseline": {},
         "student": {"init": "random", "config": config}, "trainer": TRAINER | {"global_batch": 8, "micro_batch": 4},
     }  # fmt: skip
     manifest = prepare(parse(own))
     split = manifest.splits["train"]
     assert 0 < split.unlabelled < split.positions and split.sequences > split.documents
     capture(parse(own))
-    with pytest.raises(
-        RequestError, match=r"training positions have no label: set objective\.alpha=1 and baseline=off"
-    ):
-        train(parse(own | {"objective": {"alpha": 0.5}}))
+    none = own | {"workdir": f"{own['workdir']}-none", "corpus": own["corpus"] | {"labelled_fraction": 0.0}}
+    prepare(parse(none))
+    capture(parse(none))
+    with pytest.raises(RequestError, match=r"none of the \d+ training positions has a label: set objective\.alpha=1"):
+        train(parse(none))
     train(parse(own))
-    lines = [json.loads(line) for line in Path(own["workdir"], "student", "metrics.jsonl").read_text().splitlines()]
-    assert np.mean([line["divergence"] for line in lines[-10:]]) < 0.5 * lines[0]["divergence"]
+    lines, of_labels = (
+        [json.loads(line) for line in Path(own["workdir"], arm, "metrics.jsonl").read_text().splitlines()]
+        for arm in ("student", "baseline")
+    )
+    assert np.mean([line["divergence"] for line in lines[-10:]]) < 0.7 * lines[0]["divergence"]
+    # The same batches, of which the baseline has but the positions with a label; of these is either's cross-entropy.
+    counts = [(of_both["positions"], of_own["positions"]) for of_both, of_own in zip(lines, of_labels, strict=True)]
+    assert all(of_own < of_both for of_both, of_own in counts) and sum(counts[-1]) > 0
+    assert lines[0]["cross_entropy"] == pytest.approx(of_labels[0]["cross_entropy"], rel=1e-5)
     report = evaluate(parse(own))
     assert report["held_out"]["positions"] > 0 and report["models"]["student"]["kl_from_teacher"] < 1.0
 

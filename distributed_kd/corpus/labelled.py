@@ -16,7 +16,7 @@ import numpy as np
 from distributed_kd.corpus.augment import view_of
 from distributed_kd.corpus.columns import Column, rows
 from distributed_kd.corpus.cut import Piece
-from distributed_kd.corpus.packing import SPLITS, document_of, id_of_digest, named_document, split_of
+from distributed_kd.corpus.packing import SPLITS, document_of, id_of_digest, is_labelled, named_document, split_of
 from distributed_kd.corpus.sequences import NO_LABEL, Sequence
 from distributed_kd.errors import RequestError
 from distributed_kd.recipe import Corpus
@@ -30,6 +30,7 @@ class Inputs:
     classes: int
     width: int | None
     tokenizer: Any = None
+    labels_alone: bool = False  # whether there is no teacher, so that nothing is learned where there is no label
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,12 @@ def sequences_of(pieces: list[Piece], corpus: Corpus, inputs: Inputs) -> dict[st
     for row in _read(pieces, corpus, inputs):
         found[row.split].append(row)
     found["train"] = [
-        _noisy(row, corpus, inputs.classes)
+        _as_labelled(row, corpus, inputs.classes)
         for row in found["train"]
         if corpus.task != "classification" or int(row.labels[0]) not in corpus.without_classes
     ]
     found["train"] = list(_views(found["train"], corpus))
-    return {split: [one for row in own for one in _cut(row, corpus)] for split, own in found.items()}
+    return {split: [one for row in own for one in _cut(row, corpus, inputs)] for split, own in found.items()}
 
 
 def _read(pieces: list[Piece], corpus: Corpus, inputs: Inputs) -> Iterator[_Row]:
@@ -134,6 +135,13 @@ def _labels(value: Any, corpus: Corpus, classes: int, positions: int, place: str
     return np.array(labels, np.int32)
 
 
+def _as_labelled(row: _Row, corpus: Corpus, classes: int) -> _Row:
+    """The training row with the labels that the recipe lets it have."""
+    if not is_labelled(row.document, corpus):
+        return replace(row, labels=np.full_like(row.labels, NO_LABEL))
+    return _noisy(row, corpus, classes)
+
+
 def _noisy(row: _Row, corpus: Corpus, classes: int) -> _Row:
     """The row with another class than its own, for `label_noise` of them, drawn by hash."""
     if corpus.label_noise == 0.0 or row.labels[0] == NO_LABEL:
@@ -175,15 +183,16 @@ def _key(*parts: Any) -> int:
     return int(sha256(repr((*parts[:-1], row.document, content)).encode())[:32], 16)
 
 
-def _cut(row: _Row, corpus: Corpus) -> Iterator[Sequence]:
-    """The row as one sequence; of frames, as many as it takes. Held out, what has no label is not scored."""
+def _cut(row: _Row, corpus: Corpus, inputs: Inputs) -> Iterator[Sequence]:
+    """The row as one sequence; of frames, as many as it takes. What has no label is not scored held out, and not
+    trained on without a teacher."""
     longest = corpus.sequence_length if corpus.task == "frames" else len(row.ids)
     for begin in range(0, len(row.ids), longest):
         own = slice(begin, begin + longest)
         ids = row.ids[own]
         labels = row.labels[own] if corpus.task == "frames" else row.labels
         loss_mask = np.ones(len(ids), bool) if corpus.task == "frames" else np.arange(len(ids)) == 0
-        if row.split != "train":
+        if row.split != "train" or inputs.labels_alone:
             loss_mask[loss_mask] = labels != NO_LABEL
             labels = labels[labels != NO_LABEL]
         if loss_mask.any():

@@ -98,6 +98,11 @@ def split_of(document: int, corpus: Corpus) -> str | None:
     return None
 
 
+def is_labelled(document: int, corpus: Corpus) -> bool:
+    """Whether the labels of a training document are read: `labelled_fraction` of them, drawn by hash."""
+    return _uniform("labelled", corpus.seed, document) < corpus.labelled_fraction
+
+
 class Windows:
     """The windows of a document that are used, `sequences_per_document` drawn by hash, while its parts come by.
 
@@ -208,6 +213,6 @@ def _joined(parts: list[Part]) -> Part:
     return replace(parts[0], ids=ids, said=said)
 
 
-def _uniform(*key: int) -> float:
+def _uniform(*key: int | str) -> float:
     digest = hashlib.sha256(" ".join(map(str, key)).encode()).digest()
     return int.from_bytes(digest[:7], "big") / 2.0**56

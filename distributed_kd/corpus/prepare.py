@@ -98,7 +98,9 @@ def prepare(recipe: Recipe) -> SequencesManifest:
         tasks = [task for block in blocks for task in block]
         unanswered = 0
         if corpus.is_of_rows:
-            packed, documents = _label(tasks, config, tokenizer_of(recipe), corpus, store, key)
+            width = config.features if corpus.takes_features else None
+            inputs = Inputs(vocabulary_size(config), width, labels_alone=not recipe.teachers)
+            packed, documents = _label(tasks, inputs, tokenizer_of(recipe), corpus, store, key)
         else:
             done = iter(_tokenise(tasks, tokenizer_of(recipe), corpus, store, key))
             parts = [[file for _ in block for file in next(done)] for block in blocks]
@@ -143,6 +145,8 @@ def _inputs_of(recipe: Recipe, config: Any, name: str) -> tuple[TokenizerIdentit
     """What turns rows into ids, what else decides the sequences, and how they are masked."""
     corpus = recipe.corpus
     more: dict[str, Any] = {"classes": vocabulary_size(config)} if corpus.is_of_rows else {}
+    if corpus.is_of_rows and not recipe.teachers:
+        more["labels_alone"] = True
     if corpus.takes_features:
         sha256 = features_sha256(config)
         return TokenizerIdentity(name=name, sha256=sha256, vocabulary_size=config.num_labels), more, None
@@ -188,7 +192,7 @@ def _tokenise(
 
 def _label(
     tasks: list[list[Piece]],
-    config: Any,
+    inputs: Inputs,
     tokenizer: tuple[str, str | None],
     corpus: Corpus,
     store: Store,
@@ -198,9 +202,8 @@ def _label(
     import ray
 
     task = ray.remote(num_cpus=1)(_write_labelled)
-    classes, width = vocabulary_size(config), config.features if corpus.takes_features else None
     references = [
-        task.remote(pieces, classes, width, tokenizer, corpus, store, f"{_block_name(key, number)}.packed.arrow")
+        task.remote(pieces, inputs, tokenizer, corpus, store, f"{_block_name(key, number)}.packed.arrow")
         for number, pieces in enumerate(tasks)
     ]
     done: list[Packed] = []
@@ -307,8 +310,7 @@ def _write_packed(
 
 def _write_labelled(
     pieces: list[Piece],
-    classes: int,
-    width: int | None,
+    inputs: Inputs,
     tokenizer: tuple[str, str | None],
     corpus: Corpus,
     store: Store,
@@ -319,8 +321,9 @@ def _write_labelled(
     if found is not None:
         read = {split: read_packed(store, name, split, 0, count, False) for split, count in found.sequences.items()}
         return found, _documents_of(read)
-    loaded = load_tokenizer(locate(*tokenizer, weights=False)) if width is None else None
-    sequences = sequences_of(pieces, corpus, Inputs(classes, width, loaded))
+    if inputs.width is None:
+        inputs = replace(inputs, tokenizer=load_tokenizer(locate(*tokenizer, weights=False)))
+    sequences = sequences_of(pieces, corpus, inputs)
     return put_packed(store, name, sequences), _documents_of(sequences)
 
 

@@ -112,7 +112,7 @@ class SequencesManifest(Manifest):
     index: IndexReference
 
 
-_OF_ROWS = {"features_column", "label_column", "view_column", "label_noise", "without_classes"}
+_OF_ROWS = {"features_column", "label_column", "view_column", "label_noise", "without_classes", "labelled_fraction"}
 _OF_IMAGES = {"image_shape", "augment"}
 _OF_DOCUMENTS = {"packing", "sequences_per_document"}
 

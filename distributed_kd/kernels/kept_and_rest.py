@@ -22,7 +22,7 @@ class KeptAndRest(NamedTuple):
     """z: the logits after scale and soft-cap. Where no id is left, `largest` is 0 and the logsumexps are -inf."""
 
     at_kept: Tensor  # [n, K] z of the kept ids, 0 in empty places
-    at_label: Tensor  # [n] z of the labels, 0 without labels
+    at_label: Tensor  # [n] z of the labels; without labels, and of a label below 0, it says nothing
     largest: Tensor  # [n] m, the largest z that is not kept
     log_rest: Tensor  # [n] logsumexp of z / temperature over the ids not kept
     log_rest_at_one: Tensor  # [n] the same at temperature 1
@@ -65,7 +65,7 @@ def _kept_and_rest(
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
     if LABELLED:
-        label = tl.load(logits + tl.load(labels + row))
+        label = tl.load(logits + tl.maximum(tl.load(labels + row), 0))
         tl.store(at_label + row, capped(label, scale, softcap, CAPPED))
     # The kept ids are taken out of the row before it is summed.
     slots = tl.arange(0, K_BLOCK)

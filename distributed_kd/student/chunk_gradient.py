@@ -28,7 +28,10 @@ _ROWS = 16  # of a second tensor beside the chunk's
 
 @dataclass(frozen=True)
 class Form:
-    """(1 - alpha) * CE + alpha * T^2 * divergence. alpha = 1 never reads the labels, alpha = 0 never the targets."""
+    """(1 - alpha) * CE + alpha * T^2 * divergence. alpha = 1 never reads the labels, alpha = 0 never the targets.
+
+    A position without a label has no CE.
+    """
 
     temperature: float
     alpha: float
@@ -46,6 +49,10 @@ class Form:
     def one_softmax(self) -> bool:
         """Whether the labels' softmax is the divergence's."""
         return self.temperature == 1.0
+
+    def weight_of_labels(self, labels: Tensor) -> Tensor:
+        """[n] float32: 1 - alpha, and 0 where there is no label."""
+        return (labels >= 0).float() * (1.0 - self.alpha)
 
 
 class Chunk(NamedTuple):
@@ -87,32 +94,38 @@ def logit_gradient(logits: Tensor, targets: PositionTargets, form: Form) -> Chun
     """logits [n, V] float32, which the gradient overwrites."""
     if not form.soft:
         return _of_labels(logits, targets.labels)
-    at_label = logits.gather(1, targets.labels[:, None]).squeeze(1) if form.hard else None
+    of_labels = form.weight_of_labels(targets.labels) if form.hard else None
+    if of_labels is not None:
+        labels = targets.labels.clamp(min=0)[:, None]
+        at_label = logits.gather(1, labels).squeeze(1)
     if form.one_softmax:
         soft = _SoftPass(logits, targets, form.divergence)
-        grad = soft.gradient(form.alpha, with_softmax=1.0 - form.alpha)
+        grad = soft.gradient(form.alpha, with_softmax=0.0 if of_labels is None else of_labels)
         log_total = soft.terms.log_total
     else:
         soft = _SoftPass(logits / form.temperature, targets, form.divergence)
         # alpha T^2 from the loss, 1/T from the chain rule.
         grad = soft.gradient(form.alpha * form.temperature, with_softmax=0.0)
-        if form.hard:
+        if of_labels is not None:
             log_total = logits.logsumexp(dim=1)
-            grad += logits.sub_(log_total[:, None]).exp_().mul_(1.0 - form.alpha)
-    if at_label is None:
+            grad += logits.sub_(log_total[:, None]).exp_().mul_(of_labels[:, None])
+    if of_labels is None:
         return Chunk(grad, torch.zeros_like(soft.terms.value), soft.terms.value, soft.terms.tail)
-    grad.scatter_add_(1, targets.labels[:, None], grad.new_full((len(grad), 1), form.alpha - 1.0))
-    return Chunk(grad, log_total - at_label, soft.terms.value, soft.terms.tail)
+    grad.scatter_add_(1, labels, -of_labels[:, None])
+    cross_entropy = torch.where(targets.labels >= 0, log_total - at_label, 0.0)
+    return Chunk(grad, cross_entropy, soft.terms.value, soft.terms.tail)
 
 
 def _of_labels(logits: Tensor, labels: Tensor) -> Chunk:
-    at_label = logits.gather(1, labels[:, None]).squeeze(1)
+    has_label = labels >= 0
+    places = labels.clamp(min=0)[:, None]
+    at_label = logits.gather(1, places).squeeze(1)
     largest = logits.amax(dim=1)
     grad = logits.sub_(largest[:, None]).exp_()
     total = grad.sum(dim=1)
-    grad.mul_(total.reciprocal()[:, None])
-    grad.scatter_add_(1, labels[:, None], grad.new_full((len(grad), 1), -1.0))
-    cross_entropy = largest + total.log() - at_label
+    grad.mul_(torch.where(has_label, total.reciprocal(), 0.0)[:, None])
+    grad.scatter_add_(1, places, -has_label[:, None].to(grad.dtype))
+    cross_entropy = torch.where(has_label, largest + total.log() - at_label, 0.0)
     nothing = torch.zeros_like(cross_entropy)
     return Chunk(grad, cross_entropy, nothing, nothing)
 
@@ -134,8 +147,8 @@ class _SoftPass:
         log_tail = largest + self.exponentials.sum(dim=1).log()
         self.terms = SoftTerms.of(at_kept, largest, log_tail, targets, divergence)
 
-    def gradient(self, weight: float, with_softmax: float) -> Tensor:
-        """[n, V]: weight times the gradient of the divergence, and with_softmax * q for what else has it."""
+    def gradient(self, weight: float, with_softmax: float | Tensor) -> Tensor:
+        """[n, V]: weight times the gradient of the divergence, and with_softmax [n] * q for what else has it."""
         of_rest, of_kept = self.terms.factors(weight, with_softmax)
         return self.exponentials.mul_(of_rest[:, None]).scatter_add_(1, self.places, of_kept)
 
@@ -166,7 +179,7 @@ class SoftTerms(NamedTuple):
         q = log_q.exp()
         return cls(value, log_total, slope, q[:, :-1], q[:, -1], (largest - log_total).exp(), to_tail)
 
-    def factors(self, weight: float, with_softmax: float) -> tuple[Tensor, Tensor]:
+    def factors(self, weight: float, with_softmax: float | Tensor) -> tuple[Tensor, Tensor]:
         """[n] what E_j is multiplied by at ids not kept, and [n, K] the gradient at kept ones."""
         share = with_softmax - weight * over_outcomes(self.slope)
         of_kept = share[:, None] * self.q + weight * self.slope[:, :-1]

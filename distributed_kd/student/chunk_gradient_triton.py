@@ -33,8 +33,8 @@ def chunk_gradient(hidden: Tensor, head: Head, targets: PositionTargets, form: F
         of_rest, of_softmax, of_kept, sums = _soft(found, targets, form)
     else:
         of_rest, of_kept = torch.zeros_like(found.largest), found.at_kept
-        of_softmax = (found.largest - found.log_rest_at_one).exp()
-        sums = (found.log_rest_at_one - found.at_label, of_rest, of_rest)
+        of_softmax = form.weight_of_labels(targets.labels) * (found.largest - found.log_rest_at_one).exp()
+        sums = (_cross_entropy(found.log_rest_at_one, found, targets), of_rest, of_rest)
     if head.softcap is not None:
         of_kept = of_kept * (1.0 - (found.at_kept / head.softcap) ** 2)
     grad = logits.view(hidden.dtype)[:, : logits.shape[1]]
@@ -52,19 +52,24 @@ def _soft(
         at_kept / form.temperature, found.largest / form.temperature, found.log_rest, targets, form.divergence
     )
     nothing = torch.zeros_like(found.largest)
+    of_labels = form.weight_of_labels(targets.labels) if form.hard else nothing
     if form.one_softmax:
-        of_rest, of_kept = terms.factors(form.alpha, with_softmax=1.0 - form.alpha)
+        of_rest, of_kept = terms.factors(form.alpha, with_softmax=of_labels)
         of_softmax, log_total = nothing, terms.log_total
     else:
         of_rest, of_kept = terms.factors(form.alpha * form.temperature, with_softmax=0.0)
         log_total = torch.logaddexp(found.log_rest_at_one, at_kept.logsumexp(dim=1))
-        of_softmax = (1.0 - form.alpha) * (found.largest - log_total).exp() if form.hard else nothing
+        of_softmax = of_labels * (found.largest - log_total).exp()
         if form.hard:
-            of_kept = of_kept + (1.0 - form.alpha) * (at_kept - log_total[:, None]).exp()
+            of_kept = of_kept + of_labels[:, None] * (at_kept - log_total[:, None]).exp()
     if not form.hard:
         return of_rest, of_softmax, of_kept, (nothing, terms.value, terms.tail)
     of_kept = of_kept + (form.alpha - 1.0) * (targets.ids == targets.labels[:, None])
-    return of_rest, of_softmax, of_kept, (log_total - found.at_label, terms.value, terms.tail)
+    return of_rest, of_softmax, of_kept, (_cross_entropy(log_total, found, targets), terms.value, terms.tail)
+
+
+def _cross_entropy(log_total: Tensor, found: KeptAndRest, targets: PositionTargets) -> Tensor:
+    return torch.where(targets.labels >= 0, log_total - found.at_label, 0.0)
 
 
 def _write(

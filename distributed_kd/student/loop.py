@@ -1,7 +1,8 @@
 """The training loop of a rank.
 
 The loss is a sum over positions divided by the positions of the *global* batch (by their weights, where they have any),
-so the same batch gives the same gradient however it is split over ranks and micro-batches. DeepSpeed averages over
+so the same batch gives the same gradient however it is split over ranks and micro-batches; positions without a label
+are divided by as well. DeepSpeed averages over
 ranks and accumulation steps; each micro-batch's sum is therefore scaled by world * accumulation / positions.
 
 A loss that is not finite, or is a spike, stops all ranks before the optimizer sees it, with the sequences that gave it:
@@ -101,8 +102,13 @@ def take_step(engine: Any, micro_batches: list[MicroBatch], ceiling: float = mat
     Raises `WorkError` on all ranks, before the optimizer, where the loss is not finite or above the ceiling.
     """
     begun = time.monotonic()
-    own = [(float(len(one.targets)), one.targets.total_weight, float(one.present.sum())) for one in micro_batches]
-    positions, weight, tokens = _sum_over_ranks([sum(values) for values in zip(*own, strict=True)], engine.device)
+    own = [
+        (float(len(one.targets)), one.targets.total_weight, one.targets.labelled_weight, float(one.present.sum()))
+        for one in micro_batches
+    ]
+    positions, weight, labelled, tokens = _sum_over_ranks(
+        [sum(values) for values in zip(*own, strict=True)], engine.device
+    )
     weight = weight or 1.0  # nothing to learn from: the loss is zero
     learning_rate = engine.get_lr()[0]
     scale = torch.distributed.get_world_size() * len(micro_batches) / weight
@@ -123,7 +129,8 @@ def take_step(engine: Any, micro_batches: list[MicroBatch], ceiling: float = mat
                 reason = f"the loss is {loss_value:.4g}, a spike above {ceiling:.4g}"
                 _refuse(engine.global_steps, reason, micro_batches, "did not take it")
         engine.step()
-    parts = {"divergence": divergence, "cross_entropy": cross_entropy, "tail_share": tail}
+    of_labelled = totals[0] / (labelled or 1.0)
+    parts = {"divergence": divergence, "cross_entropy": of_labelled, "tail_share": tail}
     return {
         "loss": loss_value,
         **{name: value for name, value in parts.items() if _is_read(engine.module.objective, name)},

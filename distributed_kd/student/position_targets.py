@@ -13,7 +13,7 @@ from torch import Tensor
 class PositionTargets:
     """N positions, K kept ids. Ids outside the student's vocabulary are taken for tail."""
 
-    labels: Tensor  # [N] int64
+    labels: Tensor  # [N] int64, below 0 where there is none
     ids: Tensor  # [N, K] int64
     log_p: Tensor  # [N, K] float32, log p_T; -inf at ids that do not count
     log_p_tail: Tensor  # [N] float32
@@ -26,6 +26,12 @@ class PositionTargets:
     def total_weight(self) -> float:
         """What the loss, summed over the positions, is a mean over."""
         return float(len(self)) if self.weight is None else float(self.weight.double().sum())
+
+    @property
+    def labelled_weight(self) -> float:
+        """The same of the positions with a label."""
+        has_label = self.labels >= 0
+        return float((has_label if self.weight is None else self.weight.double()[has_label]).sum())
 
     def rows(self, begin: int, end: int) -> PositionTargets:
         return self._each(lambda tensor: tensor[begin:end])

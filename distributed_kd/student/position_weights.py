@@ -1,7 +1,7 @@
-"""Which positions a student is trained on, and how much each counts, by what the teacher says of them.
+"""Which positions a student is trained on, and how much each counts, by what the teacher or the labels say of them.
 
 A position's weight depends on its own targets and on its own sequence alone, so that a batch means the same however it
-is split. Both are of the teacher's distribution at the objective's temperature, its tail as one outcome.
+is split. The teacher's distribution is that at the objective's temperature, its tail as one outcome.
 """
 
 from __future__ import annotations
@@ -19,19 +19,26 @@ class PositionWeights:
     (Lin et al., ICCV 2017) has it of the model's own. The loss is a mean by these weights.
 
     entropy_share: of a sequence's positions, the share with the most entropy that is trained on.
+    labels_alone: whether only labels teach, so that positions without one are not trained on.
     """
 
-    confidence_exponent: float
-    entropy_share: float
+    confidence_exponent: float = 0.0
+    entropy_share: float = 1.0
+    labels_alone: bool = False
 
     @classmethod
-    def of(cls, objective: Objective) -> PositionWeights | None:
-        """None where every position counts alike."""
-        own = cls(objective.confidence_exponent, objective.entropy_share)
-        return None if own == cls(0.0, 1.0) else own
+    def of(cls, objective: Objective, unlabelled: int = 0) -> PositionWeights | None:
+        """None where every position counts alike. unlabelled: training positions without a label."""
+        labels_alone = objective.alpha == 0.0 and unlabelled > 0
+        own = cls(objective.confidence_exponent, objective.entropy_share, labels_alone)
+        return None if own == cls() else own
 
-    def chosen(self, log_p: np.ndarray, log_p_tail: np.ndarray, lengths: list[int]) -> np.ndarray:
-        """[N] bool. log_p [N, K] and log_p_tail [N]; lengths: of the sequences that the N positions are of."""
+    def chosen(self, log_p: np.ndarray, log_p_tail: np.ndarray, lengths: list[int], labels: np.ndarray) -> np.ndarray:
+        """[N] bool. log_p [N, K], log_p_tail and labels [N]; lengths: of the sequences that the N positions are of."""
+        of_labels = labels >= 0 if self.labels_alone else np.ones(len(labels), bool)
+        return of_labels & self._uncertain(log_p, log_p_tail, lengths)
+
+    def _uncertain(self, log_p: np.ndarray, log_p_tail: np.ndarray, lengths: list[int]) -> np.ndarray:
         if self.entropy_share == 1.0:
             return np.ones(len(log_p), bool)
         entropy = entropies(log_p, log_p_tail)

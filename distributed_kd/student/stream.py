@@ -62,7 +62,8 @@ def to_micro_batch(
     batch = micro_batch_of(sequences, targets.ids.astype(np.int64), log_p, log_p_tail, shards)
     if weighting is None:
         return batch
-    chosen = torch.from_numpy(weighting.chosen(log_p, log_p_tail, [sequence.positions for sequence in sequences]))
+    lengths = [sequence.positions for sequence in sequences]
+    chosen = torch.from_numpy(weighting.chosen(log_p, log_p_tail, lengths, batch.targets.labels.numpy()))
     weights = weighting.weights(log_p)
     weighted = replace(batch.targets, weight=None if weights is None else torch.from_numpy(weights))
     loss_mask = batch.loss_mask.clone()

@@ -198,11 +198,11 @@ def _refuse_what_does_not_fit(recipe: Recipe, logits: TrainingRows, ranks: int) 
             f"the student has {vocabulary_size(config)} classes and the sequences {classes} ({folder}); choose a "
             "student of as many"
         )
-    unlabelled = sequences.splits["train"].unlabelled
-    if unlabelled and recipe.objective.alpha < 1.0:
+    split = sequences.splits["train"]
+    if split.unlabelled == split.positions and recipe.objective.alpha < 1.0:
         raise RequestError(
-            f"{unlabelled:,} of {sequences.splits['train'].positions:,} training positions have no label: set "
-            "objective.alpha=1 and baseline=off, or leave those rows out"
+            f"none of the {split.positions:,} training positions has a label: set objective.alpha=1 and baseline=off, "
+            "or give labels to some rows"
         )
 
 

@@ -137,7 +137,7 @@ def open_stream(recipe: Recipe, logits: TrainingRows, sequences: Sequences, rank
     return Stream(
         logits, order, rank=rank, world=world,
         micro_batch=trainer.micro_batch, temperature=recipe.objective.temperature,
-        weighting=PositionWeights.of(recipe.objective),
+        weighting=PositionWeights.of(recipe.objective, sequences.manifest.splits["train"].unlabelled),
         sequences=SequenceDigests(sequences), disk=_disk(recipe, logits.store),
     )  # fmt: skip
 

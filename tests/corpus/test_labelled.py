@@ -106,6 +106,21 @@ def test_of_stored_views_training_takes_the_first_few_and_the_rest_the_original(
         _read(file, FRAMES | columns | {"validation_fraction": 0.0}, Inputs(3, 1))
 
 
+def test_some_documents_keep_their_labels_and_without_a_teacher_the_others_are_left_out(tmp_path: Path) -> None:
+    rows = images(300)
+    own = IMAGES | {"labelled_fraction": 0.4, "without_classes": [1]}
+    found = made(rows, tmp_path, Inputs(3, 4), **own)
+    labels = np.array([one.labels[0] for one in found["train"]])
+    assert set(labels.tolist()) == {-100, 0, 2} and 0.3 < (labels >= 0).mean() < 0.5
+    whole = made(rows, tmp_path, Inputs(3, 4), **IMAGES | {"without_classes": [1]})
+    assert [one.labels.tolist() for one in found["validation"]] == [one.labels.tolist() for one in whole["validation"]]
+    assert len(found["train"]) == len(whole["train"])  # a row of a class that is left out is not there without label
+    alone = made(rows, tmp_path, Inputs(3, 4, labels_alone=True), **own)
+    kept = [one for one in found["train"] if one.labels[0] >= 0]
+    assert [one.input_ids.tolist() for one in alone["train"]] == [one.input_ids.tolist() for one in kept]
+    assert [one.labels.tolist() for one in alone["train"]] == [one.labels.tolist() for one in kept]
+
+
 def test_noise_changes_its_share_of_training_labels_and_no_others(tmp_path: Path) -> None:
     rows = images(600)
     plain, noisy, all_wrong = (

@@ -34,9 +34,9 @@ def test_entropy_is_that_of_the_kept_ids_and_the_tail() -> None:
 def test_the_most_uncertain_positions_of_each_sequence_are_chosen() -> None:
     """Not of the batch: another split of it would choose others. A tie goes to the earlier position."""
     p = np.array([0.9, 0.5, 0.7, 0.5, 0.99, 0.6, 0.98])
-    chosen = of(entropy_share=0.5).chosen(np.log(p)[:, None], np.log(1 - p), [4, 3])
+    chosen = of(entropy_share=0.5).chosen(np.log(p)[:, None], np.log(1 - p), [4, 3], np.zeros(7, int))
     assert chosen.tolist() == [False, True, False, True, False, True, True]
-    assert of(entropy_share=0.25).chosen(np.log(p)[:, None], np.log(1 - p), [4, 3]).tolist() == [
+    assert of(entropy_share=0.25).chosen(np.log(p)[:, None], np.log(1 - p), [4, 3], np.zeros(7, int)).tolist() == [
         False, True, False, False, False, True, False,
     ]  # fmt: skip
 
@@ -62,6 +62,16 @@ def test_a_micro_batch_has_only_what_is_chosen() -> None:
     assert torch.equal(some.targets.labels, whole.targets.labels[chosen])
     torch.testing.assert_close(some.targets.weight, 1.0 - whole.targets.log_p[chosen].exp().amax(dim=1))
     assert some.targets.total_weight == pytest.approx(some.targets.weight.sum().item())
+
+
+def test_labels_alone_teach_nothing_where_there_is_none() -> None:
+    """At alpha = 0; above it the teacher has something to say there. Rows with labels alone take the shorter way."""
+    weighting = PositionWeights.of(Objective(alpha=0.0), unlabelled=3)
+    assert weighting is not None
+    labels = np.array([4, -100, 0, -100])
+    assert weighting.chosen(np.zeros((4, 0)), np.zeros(4), [4], labels).tolist() == [True, False, True, False]
+    assert PositionWeights.of(Objective(alpha=0.5), unlabelled=3) is None
+    assert PositionWeights.of(Objective(alpha=0.0), unlabelled=0) is None
 
 
 def test_drawn_targets_are_refused() -> None:
