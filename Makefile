@@ -8,12 +8,13 @@ export HF_HUB_OFFLINE ?= 1
 demo: .venv/installed
 	$(BIN)/dkd demo
 
+# Two files of tests at once: most of their time they wait, for processes to start and for the ends of those killed.
 test: .venv/installed
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 # With the long ones: more hosts, ranks and deaths of what `make test` has one case of.
 test-all: .venv/installed
-	$(BIN)/pytest -m ""
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m ""
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
             12,
             marks=pytest.mark.long,
         ),
-        ({"method": "full", "temperatures": [1.0, 2.0]}, "dense-1", 72),
+        pytest.param({"method": "full", "temperatures": [1.0, 2.0]}, "dense-1", 72, marks=pytest.mark.long),
     ],
     ids=["top_p", "sample", "weighted", "full"],
 )

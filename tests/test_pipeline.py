@@ -191,9 +191,9 @@ def test_training_that_was_killed_and_then_stopped_ends_with_the_uninterrupted_w
 
     training = start_training(recipe)
     wait_for_checkpoint(training, checkpoints, step=10)
-    # The ranks are in a session of their own: kill every process that works on this recipe.
-    subprocess.run(["pkill", "-KILL", "-f", "distributed_kd.student.worker"], check=False)
-    training.kill()
+    # The ranks are in a session of their own.
+    for process in [*psutil.Process(training.pid).children(recursive=True), training]:
+        process.kill()
     training.wait()
     assert not (work / "student" / "manifest.json").exists()
     killed_at = newest_step(checkpoints)

@@ -62,6 +62,7 @@ def test_adapters_alone_change_and_both_exports_are_the_live_model(
     torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.long
 def test_a_training_that_goes_on_ends_with_the_same_bits_and_is_evaluated(
     toy_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
