@@ -47,18 +47,24 @@ def train(
     is_asked_to_stop: Callable[[], bool] = lambda: False,
     held_out: list[Sequence] | None = None,
     work: Work | None = None,
+    meet: Callable[[str], None] | None = None,
 ) -> None:
     """Takes the optimizer steps of `steps`, adding one mapping to `metrics` for each.
 
     `data_wait` is the share of a step's time in which this rank waited for the cache. Raises `Stopped` on all ranks,
     with a checkpoint, after the step in which any of them was asked to stop. held_out: what `trainer.evaluate_every`
     looks at, None where it looks at nothing. work: what `flop_utilisation` counts with; without it a line has none.
+    meet: returns once all ranks call it with that name, after however long; needed where `trainer.follow`, since a rank
+    may wait for a shard longer than a collective waits for a rank.
     """
     with closing(stream.steps(steps.start, steps.stop)) as batches:
         for step in steps:
             _seed(trainer.seed, step)
             begun = time.monotonic()
+            some_wait = meet is not None and _sum_over_ranks([float(not batches.is_ready())], engine.device)[0] > 0.0
             micro_batches = next(batches)
+            if meet is not None and some_wait:
+                meet(f"step {step}")
             waited = time.monotonic() - begun
             line = take_step(engine, micro_batches, _ceiling(trainer, metrics))
             if not math.isfinite(line["gradient_norm"]) and trainer.precision != "float16":

@@ -108,8 +108,62 @@ class TrainingRows(Protocol):
     def give_up(self) -> None: ...
 
 
+class Batches:
+    """For each step this rank's micro-batches, read ahead by a thread until `close`.
+
+    An error of that thread is raised where its step is due.
+    """
+
+    def __init__(self, stream: Stream, steps: range) -> None:
+        self._stream, self._steps = stream, steps
+        self._taken = 0
+        self._ready: queue.Queue[list[MicroBatch] | BaseException] = queue.Queue(_AHEAD)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._read, name="cache-reader", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> list[MicroBatch]:
+        if self._taken == len(self._steps):
+            raise StopIteration
+        item = self._ready.get()
+        if isinstance(item, BaseException):
+            raise item
+        self._taken += 1
+        return item
+
+    def is_ready(self) -> bool:
+        """Whether the next step's are there, so that nothing is waited for."""
+        return not self._ready.empty()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._stream.cache.give_up()
+        self._thread.join()
+
+    def _read(self) -> None:
+        try:
+            with closing(self._stream.read(self._steps)) as found:
+                for micro_batches in found:
+                    self._put(micro_batches)
+                    if self._closed.is_set():
+                        return
+        except BaseException as error:  # handed over to the consumer, whatever it is
+            self._put(error)
+
+    def _put(self, item: list[MicroBatch] | BaseException) -> None:
+        while not self._closed.is_set():
+            try:
+                self._ready.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+
 class Stream:
-    """Yields, for each optimizer step from `first_step` on, the list of this rank's micro-batches.
+    """For each optimizer step the list of this rank's micro-batches.
 
     weighting: which positions are trained on, and how much each counts; None: all alike.
     sequences: those that the cache must be of; without them a row is held to its id alone.
@@ -126,41 +180,13 @@ class Stream:
         self.micro_batch, self.temperature = micro_batch, temperature
         self.weighting, self.sequences, self.disk = weighting, sequences, disk
 
-    def steps(self, first_step: int, end_step: int) -> Generator[list[MicroBatch]]:
-        """An error of the reading thread is raised here, where its step is due."""
-        ready: queue.Queue[list[MicroBatch] | BaseException] = queue.Queue(_AHEAD)
-        stopped = threading.Event()
+    def steps(self, first_step: int, end_step: int) -> Batches:
+        return Batches(self, range(first_step, end_step))
 
-        def put(item: list[MicroBatch] | BaseException) -> None:
-            while not stopped.is_set():
-                try:
-                    ready.put(item, timeout=0.1)
-                    return
-                except queue.Full:
-                    continue
-
-        def read() -> None:
-            with closing(ShardTables(self._fetch, self.cache.entries.bytes)) as tables:
-                try:
-                    for micro_batches in self._steps(range(first_step, end_step), tables):
-                        put(micro_batches)
-                        if stopped.is_set():
-                            return
-                except BaseException as error:  # handed over to the consumer, whatever it is
-                    put(error)
-
-        thread = threading.Thread(target=read, name="cache-reader", daemon=True)
-        thread.start()
-        try:
-            for _ in range(first_step, end_step):
-                item = ready.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            stopped.set()
-            self.cache.give_up()
-            thread.join()
+    def read(self, steps: range) -> Generator[list[MicroBatch]]:
+        """What `steps` reads, in the thread that asks."""
+        with closing(ShardTables(self._fetch, self.cache.entries.bytes)) as tables:
+            yield from self._steps(steps, tables)
 
     def _steps(self, steps: range, tables: ShardTables) -> Iterator[list[MicroBatch]]:
         spans = list(enumerate(self.order.spans(steps)))

@@ -93,7 +93,8 @@ def run(recipe: Recipe, arm: str, notes: Path, begun: float, watch: Watch) -> No
     work = work_of(parameters, trained, engine.device)
     with tracking or nullcontext(), stop_asked() as asked:
         todo = range(resumed, steps)
-        loop.train(engine, stream, recipe.trainer, todo, metrics, checkpoints, report, asked, held_out, work)
+        meet = watch.meet if recipe.trainer.follow else None
+        loop.train(engine, stream, recipe.trainer, todo, metrics, checkpoints, report, asked, held_out, work, meet)
 
     weights = gather_weights(model, trained_alone=recipe.student.lora is not None)
     checkpoints.wait()

@@ -25,6 +25,7 @@ from distributed_kd.student.order import GlobalOrder
 from distributed_kd.student.stream import Stream
 from tests.cache.caches import TEMPERATURES, make_cache
 from tests.commands import ROOT, dkd, said, write_recipe
+from tests.disturbed import until
 
 
 def ids_of(opened: Any, steps: int) -> list[int]:
@@ -138,6 +139,43 @@ def test_training_beside_the_capture_ends_with_the_weights_of_training_after_it(
         assert (work / name).read_bytes() == (tmp_path / "after" / name).read_bytes()
     waits = [json.loads(one)["data_wait"] for one in (work / "student" / "metrics.jsonl").read_text().splitlines()]
     assert len(waits) == 60
+
+
+@pytest.mark.slow
+def test_a_rank_may_wait_for_its_shard_longer_than_ranks_wait_for_one_another(
+    prepared_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    """One shard of the first batch is held back for three times `timeout_minutes`: one rank waits, the other has its
+    rows."""
+    data = prepared_recipe | {"workdir": str(tmp_path / "work")}
+    data["trainer"] = data["trainer"] | {
+        "follow": True, "processes": 2, "micro_batch": 1, "steps": 3, "timeout_minutes": 0.1,
+    }  # fmt: skip
+    shutil.copytree(prepared_recipe["workdir"], data["workdir"])
+    recipe = write_recipe(tmp_path, data)
+    whole = cache.open(f"{data['workdir']}/cache")
+    order = GlobalOrder(whole.manifest.fingerprint, 0, whole.entries.rows, data["trainer"]["global_batch"])
+    of_ranks = [set(whole.entries.places_of(order.rank_batch(0, rank, 2)).tolist()) for rank in range(2)]
+    held = next(iter(of_ranks[1] - of_ranks[0]))
+    store = Store(f"{data['workdir']}/cache")
+    manifest = CacheManifest.read(store)
+    assert manifest is not None
+    manifest.model_copy(update={"index": None, "bytes_by_part": None, "mean_kept_mass": None}).put(store)
+    receipt = Path(store.uri) / RECEIPTS / f"{int(whole.entries.shard[held]):08d}.json"
+    receipt.rename(tmp_path / "held")
+
+    training = subprocess.Popen(
+        [sys.executable, "-m", "distributed_kd.cli", "train", str(recipe)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until((Path(data["workdir"]) / "student" / "tensorboard").exists, "the first step's turn")
+    time.sleep(20.0)
+    assert training.poll() is None, training.communicate()
+    (tmp_path / "held").rename(receipt)
+    _, line = training.communicate(timeout=200)
+    assert training.returncode == 0, line
+    (first, *_) = (Path(data["workdir"]) / "student" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(first)["data_wait"] > 0.9
 
 
 @pytest.mark.slow
