@@ -392,6 +392,9 @@ class Trainer(Section):
     activation_checkpointing: bool = Field(
         False, description="compute activations again in the backward pass: a third more work, far less memory"
     )
+    compile: bool = Field(
+        False, description="torch.compile each layer: a slow first step, faster ones after it; ZeRO 0 to 2"
+    )
     seed: int = Field(0, description="of the order, of dropout and of fresh weights")
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: none")
     keep_checkpoints: Positive = Field(2, description="how many of the last ones are kept")

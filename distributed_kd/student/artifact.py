@@ -29,7 +29,7 @@ RECIPE = "recipe.yaml"  # from when its training begins
 _NOT_IN_FINGERPRINT = {
     "launcher", "processes", "hostfile", "workers", "max_failures", "timeout_minutes",
     "micro_batch", "checkpoint_every", "keep_checkpoints", "follow", "disk_cache_gib", "spike_factor", "evaluate_every",
-    "evaluate_sequences", "activation_checkpointing", "track",
+    "evaluate_sequences", "activation_checkpointing", "compile", "track",
 }  # fmt: skip
 
 

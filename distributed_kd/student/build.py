@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from distributed_kd.errors import RequestError
 from distributed_kd.models import parts
@@ -122,7 +123,23 @@ def load_student(recipe: Recipe, folder: Path) -> Any:
             warnings.simplefilter("ignore", FutureWarning)
             model.gradient_checkpointing_enable({"use_reentrant": False})  # which needs no gradient of a layer's input
     parts.check(model.eval())
+    if recipe.trainer.compile:
+        compile_layers(model)
     return model.train()
+
+
+def compile_layers(model: Any) -> None:
+    """In place, so that no parameter gets another name; layers of one kind share what is compiled.
+
+    Raises `RequestError` where there are none.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise RequestError(
+            f"trainer.compile: {type(parts.within(model)).__name__} has no layers to compile; leave it out"
+        )
+    for layer in layers:
+        layer.compile(dynamic=True)  # batches are as long as their longest sequence
 
 
 def empty_student(folder: Path) -> Any:

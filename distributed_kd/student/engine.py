@@ -23,7 +23,7 @@ _OURS = {
 
 
 def deepspeed_config(trainer: Trainer, world: int) -> dict[str, Any]:
-    """The whole DeepSpeed configuration. Raises `RequestError` for a user's key that the recipe already says."""
+    """The whole DeepSpeed configuration. Raises `RequestError` for what does not go with the rest of the recipe."""
     user = _user_config(trainer.deepspeed)
     for key in sorted(_OURS.keys() & user.keys()):
         raise RequestError(f"trainer.deepspeed says {key}; say it as {_OURS[key]} instead")
@@ -45,7 +45,13 @@ def deepspeed_config(trainer: Trainer, world: int) -> dict[str, Any]:
         "bf16": {"enabled": trainer.precision == "bfloat16"},
         "fp16": {"enabled": trainer.precision == "float16"},
     }
-    return _merged(config, user)
+    config = _merged(config, user)
+    if trainer.compile and zero_stage(config) == 3:
+        raise RequestError(
+            "trainer.compile does not go with ZeRO stage 3, whose layers gather their weights as they run; choose "
+            "trainer.deepspeed.zero_optimization.stage=2, or leave out `compile`"
+        )
+    return config
 
 
 def zero_stage(config: dict[str, Any]) -> int:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from distributed_kd.errors import RequestError
+from distributed_kd.models import parts
 from distributed_kd.models.tokenizer import load_tokenizer
 from distributed_kd.recipe import parse
 from distributed_kd.student.build import load_student, student_folder, write_initial_weights
@@ -91,3 +92,31 @@ def test_a_distilbert_of_no_bert_is_refused(recipe: dict[str, Any], toy_teacher:
     recipe["teachers"] = [{"model": str(toy_teacher)}]
     with pytest.raises(RequestError, match="is of the kind 'llama'"):
         write_initial_weights(parse(recipe))
+
+
+@pytest.mark.slow
+def test_compiled_layers_give_the_same_gradients_and_names(toy_recipe: dict[str, Any], toy_student: Path) -> None:
+    found = []
+    for said in (False, True):
+        toy_recipe["trainer"] |= {"compile": said, "activation_checkpointing": said}
+        model = load_student(parse(toy_recipe), toy_student)
+        ids = torch.arange(16).reshape(2, 8)
+        hidden = parts.body_of(model)(ids, torch.arange(8).expand(2, 8))
+        (hidden * torch.linspace(-1.0, 2.0, hidden.numel()).reshape(hidden.shape)).sum().backward()
+        found.append((hidden.detach(), {name: one.grad for name, one in model.named_parameters()}))
+    (hidden, gradients), (compiled_hidden, compiled) = found
+    torch.testing.assert_close(compiled_hidden, hidden, rtol=1e-4, atol=1e-5)
+    assert compiled.keys() == gradients.keys()
+    for name, own in gradients.items():
+        if own is not None:
+            torch.testing.assert_close(compiled[name], own, rtol=1e-3, atol=1e-4 * own.abs().max().item())
+
+
+def test_a_model_without_layers_is_not_compiled(toy_recipe: dict[str, Any]) -> None:
+    toy_recipe["corpus"] |= {"task": "frames", "features_column": "frames"}
+    config = {"model_type": "feature_classifier", "features": 3, "num_labels": 2, "hidden_sizes": [4]}
+    toy_recipe["student"] = {"init": "random", "config": config}
+    toy_recipe["trainer"]["compile"] = True
+    recipe = parse(toy_recipe)
+    with pytest.raises(RequestError, match=r"trainer\.compile: FeatureClassifier has no layers to compile"):
+        load_student(recipe, student_folder(recipe))

@@ -51,6 +51,13 @@ def test_what_the_recipe_says_already_is_refused(key: str) -> None:
         deepspeed_config(trainer(deepspeed={key: 3}), world=1)
 
 
+def test_compiled_layers_do_not_gather_weights() -> None:
+    zero = {"zero_optimization": {"stage": 3}}
+    with pytest.raises(RequestError, match=r"trainer\.compile does not go with ZeRO stage 3"):
+        deepspeed_config(trainer(compile=True, deepspeed=zero), 1)
+    assert zero_stage(deepspeed_config(trainer(compile=True), 1)) == 1
+
+
 @pytest.mark.parametrize("text", ["{", None])
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, text: str | None) -> None:
     path = tmp_path / "ds.json"
