@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from distributed_kd.cache.codecs import dense
@@ -34,6 +34,7 @@ def kl(exact: SoftTargets, found: SoftTargets, temperature: float) -> np.ndarray
 
 
 @given(st.integers(0, 2**31), st.integers(0, 9), st.integers(1, 200), st.floats(0.0, 30.0), st.integers(0, 9))
+@example(1, 1, 2, 1e-5, 0)
 def test_every_id_comes_back_in_order_and_decoding_twice_changes_nothing(
     seed: int, positions: int, vocabulary: int, spread: float, cut: int
 ) -> None:
@@ -46,7 +47,8 @@ def test_every_id_comes_back_in_order_and_decoding_twice_changes_nothing(
     ranges = -targets.logits.min(axis=1, initial=0.0)[:, None]
     # Half a step: the distance between neighbouring levels at this depth, a little more for float16's range.
     step = 2 * np.sqrt(ranges * np.abs(targets.logits)) / 255 + ranges / 255**2
-    assert (np.abs(found.logits - targets.logits) <= 0.51 * step + 2e-3 * ranges / 255 + 1e-6).all()
+    bound = 0.51 * step + 2e-3 * ranges / 255 + np.where(ranges < 6.2e-5, ranges, 1e-6)
+    assert (np.abs(found.logits - targets.logits) <= bound).all()
     np.testing.assert_array_equal(round_trip(found, lengths).logits, found.logits)
 
 

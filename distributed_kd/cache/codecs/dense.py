@@ -3,7 +3,8 @@
 There are no ids and no tail. With d_i the row's largest logit less z_i and R the row's range (float16, rounded up), the
 byte is round(255 * sqrt(d_i / R)): steps grow with the distance from the largest, so that they are finest where the
 probability is at low temperatures, and still follow every logit where it is at high ones. The KL that this adds at
-temperature T is about sum_i p_T(i) * step_i^2 / (24 T^2) with step_i = 2 sqrt(R d_i) / 255.
+temperature T is about sum_i p_T(i) * step_i^2 / (24 T^2) with step_i = 2 sqrt(R d_i) / 255. A row whose range float16
+has no normal number for (below 6e-5) is one of equal logits.
 
 Shapes: N positions, V vocabulary.
 """
@@ -19,6 +20,7 @@ from distributed_kd.cache.soft_targets import SoftTargets
 NAME = "dense-1"
 _HIGHEST = 255
 _LARGEST_RANGE = 65_504.0  # float16's largest
+_SMALLEST_RANGE = float(np.finfo(np.float16).smallest_normal)  # below it rounding up would move every level
 
 
 def encode(targets: SoftTargets, lengths: np.ndarray, tokens: np.ndarray, tables: bytes | None = None) -> Encoded:
@@ -28,6 +30,7 @@ def encode(targets: SoftTargets, lengths: np.ndarray, tokens: np.ndarray, tables
         raise ValueError(f"{NAME} keeps all ids of a vocabulary, in rising order, and no tail")
     refuse_log_p(targets)
     depths = -np.maximum(targets.logits.astype(np.float64), -_LARGEST_RANGE)
+    depths[depths.max(axis=1, initial=0.0) < _SMALLEST_RANGE] = 0.0
     deepest = depths.max(axis=1, initial=0.0)
     ranges = deepest.astype(np.float16)
     ranges = np.where(ranges < deepest, np.nextafter(ranges, np.float16(np.inf)), ranges)
