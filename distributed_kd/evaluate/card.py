@@ -14,19 +14,13 @@ from distributed_kd import console
 from distributed_kd.errors import RequestError, WorkError
 from distributed_kd.evaluate.evaluate import FOLDER as REPORT_FOLDER
 from distributed_kd.evaluate.evaluate import REPORT
+from distributed_kd.evaluate.figures import FIGURES
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.folder import as_local_folder
 from distributed_kd.student.artifact import EXPORT
 
 CARD = "README.md"
-_FIGURES = (
-    ("cross_entropy", "cross-entropy, nats", "{:.3f}"),
-    ("kl_from_teacher", "KL from the teacher, nats", "{:.3f}"),
-    ("agreement", "agreement with the teacher", "{:.3f}"),
-    ("accuracy", "accuracy", "{:.3f}"),
-    ("ece", "calibration error", "{:.3f}"),
-    ("parameters", "parameters", "{:,}"),
-)
+_NOT_SHOWN = {"perplexity", "positions_per_second"}  # said by the cross-entropy; of the machine, not of the model
 _PIPELINES = {"causal_lm": "text-generation", "chat": "text-generation", "masked_lm": "fill-mask"}
 _BASELINE = "The baseline is the same student, trained on hard labels alone.\n"
 _PATHS = (".", "/", "~")
@@ -66,9 +60,10 @@ def card_of(report: dict[str, Any], is_adapter: bool = False) -> str:
         tags=["distillation", "distributed-kd"],
     )
     rows = ["| | " + " | ".join(models) + " |", "|---|" + "---|" * len(models)]
-    for key, title, form in _FIGURES:
-        cells = (form.format(own[key]) if key in own else "" for own in models.values())
-        rows.append(f"| {title} | " + " | ".join(cells) + " |")
+    for figure in FIGURES:
+        if figure.key not in _NOT_SHOWN:
+            cells = (figure.unscaled(own[figure.key]) if figure.key in own else "" for own in models.values())
+            rows.append(f"| {figure.alone} | " + " | ".join(cells) + " |")
     prints = "\n".join(f"| {key} | `{value}` |" for key, value in report["fingerprints"].items())
     return f"""---
 {metadata.to_yaml()}

@@ -16,7 +16,7 @@ from distributed_kd.corpus.sequences import FOLDER as SEQUENCES_FOLDER
 from distributed_kd.corpus.sequences import Sequence, Sequences
 from distributed_kd.errors import RequestError
 from distributed_kd.evaluate import measures
-from distributed_kd.evaluate.page import render
+from distributed_kd.evaluate.page.render import render
 from distributed_kd.evaluate.scores import ENSEMBLE, Scores, score
 from distributed_kd.models import parts
 from distributed_kd.models.load import choose_device, load_model, resolve_dtype

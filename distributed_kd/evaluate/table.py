@@ -6,16 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-_ROWS = (
-    ("cross_entropy", "cross-entropy, nats", "{:.3f}"),
-    ("perplexity", "perplexity", "{:,.1f}"),
-    ("kl_from_teacher", "KL from teacher, nats", "{:.3f}"),
-    ("agreement", "agreement", "{:.3f}"),
-    ("accuracy", "accuracy", "{:.3f}"),
-    ("ece", "calibration error", "{:.3f}"),
-    ("parameters", "parameters", "{:,}"),
-    ("positions_per_second", "positions/s", "{:,.0f}"),
-)
+from distributed_kd.evaluate.figures import FIGURES
 
 
 def report_table(report: dict[str, Any]) -> Table:
@@ -29,11 +20,11 @@ def report_table(report: dict[str, Any]) -> Table:
     differences = report.get("differences", {})
     if differences:
         table.add_column("student - baseline", justify="right")
-    for key, title, form in _ROWS:
-        cells = [form.format(figures[key]) if key in figures else "" for figures in report["models"].values()]
+    for figure in FIGURES:
+        cells = [figure.unscaled(own[figure.key]) if figure.key in own else "" for own in report["models"].values()]
         if differences:
-            cells.append(_interval(differences[key]) if key in differences else "")
-        table.add_row(title, *cells)
+            cells.append(_interval(differences[figure.key]) if figure.key in differences else "")
+        table.add_row(figure.in_terminal, *cells)
     return table
 
 

@@ -25,7 +25,7 @@ def test_a_teacher_of_the_hub_is_its_base() -> None:
     card = ModelCard(card_of(report_of("owner/teacher")))
     assert (card.data.base_model, card.data.pipeline_tag) == (["owner/teacher"], "text-generation")
     assert "**Retention 0.627**" in card.text and "T = 2 with alpha = 0.5" in " ".join(card.text.split())
-    assert "| cross-entropy, nats | 3.630 | 4.785 | 5.119 |" in card.text
+    assert "| held-out cross-entropy, nats | 3.630 | 4.785 | 5.119 |" in card.text
     assert "| cache | `299f" in card.text
     for place in ("/data", "10.0.0.1", "workdir"):
         assert place not in card.text

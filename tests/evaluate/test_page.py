@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from distributed_kd.evaluate.page import render, verdict
+from distributed_kd.evaluate.page.render import render
+from distributed_kd.evaluate.page.verdict import verdict
 
 BETTER = {"cross_entropy": (-0.37, -0.29), "kl_from_teacher": (-0.46, -0.41), "agreement": (0.042, 0.061)}
 UNCLEAR = {"cross_entropy": (-0.37, 0.01), "kl_from_teacher": (-0.1, 0.1), "agreement": (-0.001, 0.061)}
