@@ -184,10 +184,12 @@ def audit(
     debug: Debug = False,
 ) -> None:
     """How far the cached targets are from the teacher's full distribution, and what other choices would cost."""
+    from distributed_kd.cache.audit_file import keep_audit
     from distributed_kd.teacher.audit import audit as audit_cache
 
     _begin(as_json)
     facts = audit_cache(cache, teacher, positions)
+    keep_audit(cache, facts)
     if as_json:
         _show(facts, as_json)
         return

@@ -450,6 +450,12 @@ class Evaluate(Section):
         "validation", description="whose documents are scored; development, to choose settings by"
     )
     bootstrap: Positive = Field(10_000, description="resamples of the documents behind each interval")
+    examples: int = Field(
+        3,
+        ge=0,
+        description="held-out positions that the report shows, with their text: so many where the student is furthest "
+        "from the teacher, as many where it is nearest, and as many drawn; 0: none",
+    )
 
 
 class Recipe(Section):

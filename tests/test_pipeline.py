@@ -110,6 +110,17 @@ def check_report(report: dict[str, Any]) -> None:
     assert report["cache"]["bytes_per_position"] > 0
     for stage in ("prepare", "cache", "train", "evaluate"):
         assert report["stages"][stage]["seconds"] > 0.0
+    bins, positions = report["by_teacher_entropy"], report["held_out"]["positions"]
+    assert sum(row["positions"] for row in bins) == positions
+    for arm in ("student", "baseline"):
+        for key in ("agreement", "kl_from_teacher"):
+            mean = sum(row["positions"] * row["models"][arm][key] for row in bins) / positions
+            assert mean == pytest.approx(report["models"][arm][key])
+    chosen = [example["chosen"] for example in report["examples"]]
+    assert chosen[:6] == ["largest"] * 3 + ["smallest"] * 3 and set(chosen[6:]) <= {"drawn"}
+    assert all(len(own["best"]) == 5 for example in report["examples"] for own in example["models"].values())
+    assert report["kept_mass_by_k"]["k"] == [1, 2, 4, 8]
+    assert report["kept_mass_by_k"]["mass"][-1] == pytest.approx(report["cache"]["mean_kept_mass"], rel=0.05)
     assert {"sequences", "cache", "student", "baseline"} <= report["fingerprints"].keys()
     assert report["recipe"]["name"] == "toy"
 

@@ -9,18 +9,24 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from distributed_kd import cache as caches
 from distributed_kd import console
+from distributed_kd.cache.audit_file import read_audit
 from distributed_kd.cache.inspect import inspect
+from distributed_kd.cache.kept_mass import kept_mass_by_k
 from distributed_kd.cache.manifest import store_of
 from distributed_kd.corpus.sequences import FOLDER as SEQUENCES_FOLDER
 from distributed_kd.corpus.sequences import Sequence, Sequences
-from distributed_kd.errors import RequestError
+from distributed_kd.errors import DkdError, RequestError
 from distributed_kd.evaluate import measures
+from distributed_kd.evaluate.chosen import Chosen
+from distributed_kd.evaluate.examples import Words, described
 from distributed_kd.evaluate.page.render import render
-from distributed_kd.evaluate.scores import ENSEMBLE, Scores, score
+from distributed_kd.evaluate.scores import ENSEMBLE, score
 from distributed_kd.models import parts
 from distributed_kd.models.load import choose_device, load_model, resolve_dtype
 from distributed_kd.models.locate import locate
+from distributed_kd.models.tokenizer import load_tokenizer, tokenizer_of
 from distributed_kd.recipe import Recipe, dump
 from distributed_kd.store.digest import fingerprint
 from distributed_kd.store.filesystem import Store
@@ -57,29 +63,57 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
     # A report is only read, never built upon: another recipe's is written anew, not refused.
     if found is not None and found.fingerprint == fingerprint(made_from):
         console.say(f"evaluate: done already ({store.uri}), skipped")
-        return json.loads(store.read(REPORT))
+        return _with_later_audit(recipe, store, list(arms))
     store.check_writable()
 
     held_out = [row for entry in sequences.shards(recipe.evaluate.split) for row in sequences.read(entry.shard)]
     if not held_out:
         split = recipe.evaluate.split
         raise RequestError(f"{sequences.store.uri} holds no {split} sequence; set corpus.{split}_fraction")
-    report, scores = _score(recipe, workdir, held_out, list(arms))
+    report = _score(recipe, workdir, held_out, list(arms))
     report |= {
         **cache,
+        **_more_of_cache(recipe, cache.get("cache", {})),
         "stages": _stages(recipe, list(arms)),
         "recipe": recipe.model_dump(mode="json"),
         "fingerprints": {key: value for key, value in made_from.items() if key != "evaluate"},
     }
     report["stages"]["evaluate"] = Run(time.monotonic() - begun, peak_memory_bytes()).__dict__
-    metrics = {arm: read_metrics(workdir.child(arm)) for arm in arms}
-    curves = {name: measures.calibration(own) for name, own in scores.items()}
     store.remove_leftovers("")
-    store.put(REPORT, json.dumps(report, indent=1).encode())
-    store.put(PAGE, render(report, metrics, curves).encode())
+    _put(store, report, workdir, list(arms))
     store.put("recipe.yaml", dump(recipe).encode())
     ReportManifest(made_from=made_from, fingerprint=fingerprint(made_from)).put(store)
     return report
+
+
+def _put(store: Store, report: dict[str, Any], workdir: Store, arms: list[str]) -> None:
+    metrics = {arm: read_metrics(workdir.child(arm)) for arm in arms}
+    store.put(REPORT, json.dumps(report, indent=1).encode())
+    store.put(PAGE, render(report, metrics).encode())
+
+
+def _with_later_audit(recipe: Recipe, store: Store, arms: list[str]) -> dict[str, Any]:
+    """The report as it is, and with an audit that is younger than it: for that nothing is scored again."""
+    report: dict[str, Any] = json.loads(store.read(REPORT))
+    audit = read_audit(store_of(recipe).uri, report["cache"]["fingerprint"]) if recipe.teachers else None
+    if audit is not None and audit != report.get("audit"):
+        report["audit"] = audit
+        _put(store, report, Store(recipe.workdir), arms)
+        console.say("evaluate: the cache's audit is in the report now")
+    return report
+
+
+def _more_of_cache(recipe: Recipe, facts: dict[str, Any]) -> dict[str, Any]:
+    """What `dkd inspect` does not print: it takes shards to be read, or an audit. A report is made without them too."""
+    if not recipe.teachers:
+        return {}
+    found: dict[str, Any] = {}
+    try:
+        found["kept_mass_by_k"] = kept_mass_by_k(caches.open(store_of(recipe)))
+        found["audit"] = read_audit(store_of(recipe).uri, facts["fingerprint"])
+    except DkdError as error:
+        console.say(f"evaluate: left out of the report: {error}")
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _finished_arms(workdir: Store, recipe: Recipe) -> dict[str, StudentManifest]:
@@ -92,9 +126,7 @@ def _finished_arms(workdir: Store, recipe: Recipe) -> dict[str, StudentManifest]
     return arms
 
 
-def _score(
-    recipe: Recipe, workdir: Store, held_out: list[Sequence], arms: list[str]
-) -> tuple[dict[str, Any], dict[str, Scores]]:
+def _score(recipe: Recipe, workdir: Store, held_out: list[Sequence], arms: list[str]) -> dict[str, Any]:
     device = choose_device()
     many = len(recipe.teachers) > 1
     teachers = {f"{TEACHER}-{place:02d}" if many else TEACHER: spec for place, spec in enumerate(recipe.teachers)}
@@ -108,8 +140,12 @@ def _score(
         parts.check(model)
     documents = np.concatenate([sequence.position_documents for sequence in held_out])
     weights = {name: spec.weight for name, spec in teachers.items()}
+    each = recipe.evaluate.examples
+    chosen = Chosen("student", each, len(documents)) if teachers and each else None
+    sizes = recipe.capture.batch_tokens, recipe.capture.head_chunk
     with console.progress("evaluate", len(documents)) as advance:
-        scores = score(models, weights, held_out, recipe.capture.batch_tokens, recipe.capture.head_chunk, advance)
+        scored = score(models, weights, held_out, *sizes, advance, chosen)
+    scores = scored.models
     own = {name: measures.figures(value) for name, value in scores.items()}
     members = [own.pop(name) for name in teachers] if many else []
     if members:
@@ -136,7 +172,18 @@ def _score(
                 scores["student"], scores["baseline"], scores[ENSEMBLE], documents, bootstrap
             )
             report["transferred_share"], report["transferred_share_interval"] = found or (None, None)
-    return report, {name: value for name, value in scores.items() if name in own}
+    report["calibration"] = {name: measures.calibration(scores[name]) for name in scores if name in own}
+    if scored.teacher_entropy is not None:
+        of_arms = {arm: scores[arm] for arm in arms}
+        report["by_teacher_entropy"] = measures.by_teacher_entropy(of_arms, scored.teacher_entropy)
+    if chosen is not None:
+        report["examples"] = described(chosen.positions(), held_out, _words(recipe))
+    return report
+
+
+def _words(recipe: Recipe) -> Words:
+    tokenizer = None if recipe.corpus.takes_features else load_tokenizer(locate(*tokenizer_of(recipe), weights=False))
+    return Words(recipe.corpus.task, tokenizer)
 
 
 def _ratio(value: float, other: float | None) -> float | None:

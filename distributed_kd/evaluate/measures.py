@@ -14,6 +14,7 @@ import numpy as np
 from distributed_kd.evaluate.scores import Scores
 
 CALIBRATION_BINS = 15
+ENTROPY_BINS = 10
 FIGURES = ("cross_entropy", "perplexity", "kl_from_teacher", "agreement", "accuracy", "ece")
 _MEANS = ("positions", "cross_entropy", "kl_from_teacher", "agreement", "accuracy")
 
@@ -96,6 +97,31 @@ def calibration(scores: Scores) -> list[dict[str, float]]:
         for n, confidence, correct in bins.T
         if n
     ]
+
+
+def by_teacher_entropy(arms: dict[str, Scores], entropy: np.ndarray) -> list[dict[str, Any]]:
+    """Agreement and KL of each arm where the teacher is certain, and where it is not.
+
+    entropy [positions]: the teacher's, in nats. The bins hold about as many positions each; where so many have the same
+    entropy that two bins were one, there are fewer.
+    """
+    edges = np.unique(np.quantile(entropy, np.linspace(0.0, 1.0, ENTROPY_BINS + 1)))
+    places = np.clip(np.searchsorted(edges, entropy, side="right") - 1, 0, max(0, len(edges) - 2))
+    rows = []
+    for place in np.unique(places):
+        here = places == place
+        means = {
+            name: {
+                "agreement": float(own.agrees[here].mean()),
+                "kl_from_teacher": float(own.kl_from_teacher[here].mean()),
+            }
+            for name, own in arms.items()
+        }
+        interval = [float(entropy[here].min()), float(entropy[here].max())]
+        rows.append(
+            {"entropy": interval, "mean": float(entropy[here].mean()), "positions": int(here.sum())} | {"models": means}
+        )
+    return rows
 
 
 def document_sums(scores: Scores, documents: np.ndarray) -> np.ndarray:

@@ -81,6 +81,7 @@ def audit(uri: str, teacher: str | None = None, positions: int = 4096) -> dict[s
     present = variants.index(targets) if targets in variants else None
     return {
         "cache": cache.store.uri,
+        "fingerprint": cache.fingerprint,
         "teacher": spec.model,
         "method": targets.method,
         "k": cache.manifest.k,

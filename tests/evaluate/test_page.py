@@ -54,7 +54,51 @@ def report(intervals: dict[str, tuple[float, float]] = BETTER, **changed: Any) -
             "evaluate": {"bootstrap": 10_000},
         },
         "fingerprints": {"sequences": "e0ac" * 16, "cache": "299f" * 16},
+        "calibration": CALIBRATION,
+        "by_teacher_entropy": [
+            {
+                "entropy": [0.5 * place, 0.5 * place + 0.4], "mean": 0.5 * place + 0.2, "positions": 740,
+                "models": {
+                    arm: {"agreement": 0.9 - place / 20 - shift, "kl_from_teacher": 1.2 + place / 9 + shift}
+                    for arm, shift in (("student", 0.0), ("baseline", 0.06))
+                },
+            }
+            for place in range(10)
+        ],
+        "examples": [example(reason, f" word{place}") for place, reason in enumerate(("largest", "smallest", "drawn"))],
+        "kept_mass_by_k": {"temperature": 1.0, "positions": 4096, "k": [1, 2, 4, 64], "mass": [0.4, 0.5, 0.61, 0.87]},
+        "audit": audit(),
     } | changed  # fmt: skip
+
+
+def example(reason: str, label: str) -> dict[str, Any]:
+    best = [{"id": 9 + place, "text": f" best\n{place}", "probability": 0.4 / (1 + place)} for place in range(5)]
+    best[2] |= {"id": 7, "text": label}
+    return {
+        "chosen": reason, "sequence": 12, "document": 2**62, "position": 88, "before": "My fellow\ncitizens, the state",
+        "after": "", "label": {"id": 7, "text": label}, "teacher_entropy": 3.21,
+        "models": {
+            name: {"kl_from_teacher": kl, "best": best}
+            for name, kl in (("teacher", 0.0), ("student", 2.345), ("baseline", 3.456))
+        },
+    }  # fmt: skip
+
+
+def audit() -> dict[str, Any]:
+    def at(k: int) -> dict[str, Any]:
+        return {
+            "1": {"truncation": 2.0 / k, "kept_mass": 1 - 2 / k},
+            "2": {"truncation": 3.0 / k, "kept_mass": 1 - 4 / k},
+        }
+
+    return {
+        "fingerprint": "299f" * 16, "method": "top_k", "positions": 4080, "sequences": 16, "bytes_per_position": 84.5,
+        "temperatures": {"1": {"kl": 0.0316, "quantisation": 0.0003}, "2": {"kl": 0.05, "quantisation": 0.0001}},
+        "alternatives": [
+            {"k": k, "present": k == 64, "bytes_per_position": 30.0 + k, "temperatures": at(k)}
+            for k in (16, 32, 64, 128)
+        ],
+    }  # fmt: skip
 
 
 def without_baseline() -> dict[str, Any]:
@@ -139,7 +183,7 @@ def test_the_caution_about_few_positions_ends_where_there_are_many() -> None:
 
 
 def test_the_page_asks_for_nothing_outside_itself() -> None:
-    page = render(report(), METRICS, CALIBRATION)
+    page = render(report(), METRICS)
     assert "http://" not in page
     assert "https://" not in page
     assert "@import" not in page
@@ -149,7 +193,7 @@ def test_the_page_asks_for_nothing_outside_itself() -> None:
     assert "#0a0b1" not in page  # a colour that stands for a variable of the style sheet
     ids = re.findall(r'\sid="([^"]*)"', page)
     assert len(ids) == len(set(ids))
-    assert page.count('<svg class="plot"') == page.count('role="img"') == 5
+    assert page.count('<svg class="plot"') == page.count('role="img"') == 11
     assert re.findall(r"<h(\d)", page)[0] == "1"
 
 
@@ -160,19 +204,61 @@ def test_hostile_strings_are_text() -> None:
     bad["models"][hostile] = bad["models"]["teacher"]
     bad["models"]["student"][hostile] = bad["models"]["baseline"][hostile] = 1.0
     bad["differences"][hostile] = {"difference": 0.1, "interval": [0.0, 0.2]}
-    page = render(bad, METRICS, CALIBRATION | {hostile: CALIBRATION["teacher"]})
+    bad["calibration"] = CALIBRATION | {hostile: CALIBRATION["teacher"]}
+    for one in bad["examples"]:
+        one["before"] = one["after"] = one["label"]["text"] = one["models"]["student"]["best"][0]["text"] = hostile
+    for one in (bad["audit"], *bad["audit"]["alternatives"]):
+        one["temperatures"][hostile] = one["temperatures"]["1"]
+    page = render(bad, METRICS)
     assert "<script" not in page
     assert "<img" not in page
     assert hostile in words(page)
 
 
 def test_without_a_baseline_the_verdict_speaks_of_the_teacher_alone() -> None:
-    page = words(render(without_baseline(), {"student": METRICS["student"]}, {"teacher": CALIBRATION["teacher"]}))
+    page = words(render(without_baseline(), {"student": METRICS["student"]}))
     assert "The distilled student\u2019s accuracy is 62.7% of the teacher\u2019s." in page
     assert "cross-entropy is 4.785 nats against 3.630 nats" in page
     assert "No baseline was trained" in page
     assert "95% interval" not in page
     assert "told apart" not in page
+
+
+def test_what_the_cache_holds_and_what_else_it_might() -> None:
+    page = words(render(report(), METRICS))
+    assert "What fewer ids would have kept, of 4,096 positions of the cache." in page
+    assert "on 4,080 positions of 16 sequences. As it is, the cache is 0.0316 nats a position at T = 1" in page
+    assert "64 94.0 0.0312 96.9% 0.0469 93.8%" in page
+    drawn = report()["audit"] | {"method": "sample", "temperatures": {"1": {"squared_error": 0.02}}}
+    drawn["alternatives"] = [
+        {
+            "draws": draws, "present": False, "bytes_per_position": 9.0 + draws,
+            "temperatures": {"1": {"squared_error_expected": 1 / draws, "kept_mass": 0.5}},
+        }
+        for draws in (10, 20)
+    ]  # fmt: skip
+    page = words(render(report(audit=drawn), METRICS))
+    assert "draws bytes a position squared error T = 1 kept mass T = 1 10 19.0 0.1 50.0%" in page
+    assert "from the teacher. The plots" not in page
+    alone = report()["audit"]
+    alone["alternatives"] = alone["alternatives"][:1]
+    page = words(render(report(audit=alone, kept_mass_by_k={"temperature": 1.0, "k": [1], "mass": [1.0]}), METRICS))
+    assert "dkd audit" not in page and "What fewer ids" not in page
+
+
+def test_where_the_teacher_is_certain_and_single_positions() -> None:
+    page = words(render(report(), METRICS))
+    assert "0.50 to 0.90 740 85.0% 79.0% 1.311 1.371" in page
+    assert (
+        "Where the student is furthest from the teacher My fellow\u23cecitizens, the state \u2423word0 teacher" in page
+    )
+    assert "\u2423best\u23ce0 40.0% \u2423best\u23ce0 40.0% \u2423best\u23ce0 40.0%" in page
+    assert "KL from the teacher in nats: student 2.345, baseline 3.456. The teacher\u2019s entropy: 3.210." in page
+    assert render(report(), METRICS).count('<td class="right">') == 9
+    bare = report()
+    for key in ("by_teacher_entropy", "examples", "calibration"):
+        del bare[key]
+    assert "Held-out positions" not in render(bare, METRICS)
 
 
 def test_fields_may_be_missing_or_new() -> None:
@@ -185,7 +271,7 @@ def test_fields_may_be_missing_or_new() -> None:
     other["models"]["ensemble"] = {"cross_entropy": 3.5, "brier": 0.2}
     del other["models"]["student"]["perplexity"], other["cache"]["mean_kept_mass"]
     without_labels = [{key: line[key] for key in ("step", "divergence")} for line in METRICS["student"]]
-    page = words(render(other, {"student": without_labels, "baseline": METRICS["baseline"]}, {}))
+    page = words(render(other, {"student": without_labels, "baseline": METRICS["baseline"]}))
     assert "later share 0.1 to 0.2" in page
     assert (
         "Of what the mean of its teachers gains in accuracy over the baseline, it has 41.0% (95%: \u221230.0% to 52.0%)"
@@ -193,18 +279,18 @@ def test_fields_may_be_missing_or_new() -> None:
     )
     assert "No cross-entropy was computed for the student, which never reads the hard labels." in page
     on_labels = [{key: line[key] for key in ("step", "cross_entropy")} for line in METRICS["baseline"]]
-    page = words(render(other, {"student": METRICS["student"], "baseline": on_labels}, {}))
+    page = words(render(other, {"student": METRICS["student"], "baseline": on_labels}))
     assert "No divergence from the teacher was computed for the baseline, which reads the hard labels alone." in page
-    assert render({"models": {"teacher": {}, "student": {}}}, {}, {})
-    page = words(render({"models": {"student": {"accuracy": 0.5}}, "retention": None}, {}, {}))
+    assert render({"models": {"teacher": {}, "student": {}}}, {})
+    page = words(render({"models": {"student": {"accuracy": 0.5}}, "retention": None}, {}))
     assert (
         "Trained on hard labels alone, the student is right in 50.0% of held-out positions. It has no teacher" in page
     )
     assert "retention" not in page
-    page = words(render({"models": {"student": {"kl_from_teacher": -1e-9, "brier": -0.25}}}, {}, {}))
+    page = words(render({"models": {"student": {"kl_from_teacher": -1e-9, "brier": -0.25}}}, {}))
     assert "\u22120.000" not in page and "\u22120.250" in page
 
 
 def test_the_same_report_gives_the_same_bytes() -> None:
-    first = render(report(), METRICS, CALIBRATION)
-    assert render(copy.deepcopy(report()), copy.deepcopy(METRICS), copy.deepcopy(CALIBRATION)) == first
+    first = render(report(), METRICS)
+    assert render(copy.deepcopy(report()), copy.deepcopy(METRICS)) == first

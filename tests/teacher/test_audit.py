@@ -13,6 +13,8 @@ import torch
 
 from distributed_kd import cache
 from distributed_kd.cache import codecs, shard
+from distributed_kd.cache.audit_file import keep_audit, read_audit
+from distributed_kd.cache.kept_mass import kept_mass_by_k
 from distributed_kd.cache.manifest import CacheManifest, Receipt, put_tables
 from distributed_kd.cache.receipts import Receipts
 from distributed_kd.cache.shard import Row
@@ -177,3 +179,39 @@ def test_the_command_prints_a_table_or_json(toy_teacher: Path, tmp_path: Path) -
     done = dkd("audit", tmp_path)
     assert done.returncode == 2
     assert "holds no cache" in said(done)
+
+
+def test_what_fewer_ids_would_have_kept_is_known_from_the_cache_alone(toy_teacher: Path, tmp_path: Path) -> None:
+    store, _ = make_cache(tmp_path / "top_k", toy_teacher, "compact-1", k=6, temperatures=[1.0, 2.0])
+    kept = kept_mass_by_k(cache.open(store), positions=10**6)
+    assert kept is not None and (kept["temperature"], kept["positions"], kept["k"]) == (1.0, 600, [1, 2, 4, 6])
+    log_p = whole(toy_teacher, next(iter(cache.open(store).batches(10**6))), 1.0)
+    exact = log_p.exp().sort(dim=1, descending=True).values.cumsum(dim=1).mean(dim=0)
+    assert kept["mass"] == pytest.approx([float(exact[k - 1]) for k in kept["k"]], rel=3e-3)  # of rounded levels
+    some = kept_mass_by_k(cache.open(store), positions=100)
+    assert some is not None and 100 <= some["positions"] < 120
+    store, _ = make_cache(tmp_path / "full", toy_teacher, "dense-1", method="full")
+    everything = kept_mass_by_k(cache.open(store))
+    assert everything is not None and everything["k"] == [1, 2, 4, 8, 16, 32, 64, V]
+    assert everything["mass"][-1] == pytest.approx(1.0)
+    store, _ = make_cache(tmp_path / "sample", toy_teacher, "plain-1", method="sample", draws=20)
+    assert kept_mass_by_k(cache.open(store)) is None
+
+
+def test_an_audit_is_kept_for_the_cache_that_it_is_of(
+    toy_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DKD_QUIET")
+    store, _ = make_cache(tmp_path / "cache", toy_teacher, "plain-1", k=8)
+    facts = audit(store.uri, positions=100)
+    assert read_audit(store.uri, facts["fingerprint"]) is None
+    keep_audit(store.uri, facts)
+    found = read_audit(store.uri, cache.open(store).fingerprint)
+    assert found is not None and found["alternatives"] == facts["alternatives"]
+    assert found["temperatures"] == facts["temperatures"]
+    assert read_audit(store.uri, "0" * 64) is None
+    (tmp_path / "cache" / "audit.json").write_text('{"fingerprint": 1}')
+    assert read_audit(store.uri, facts["fingerprint"]) is None
+    assert "audit.json is damaged" in capsys.readouterr().err
+    keep_audit(f"{tmp_path}/cache/manifest.json", facts)  # a folder that cannot be written to
+    assert "audit: not kept for the report" in capsys.readouterr().err

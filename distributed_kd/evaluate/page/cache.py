@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from distributed_kd.evaluate.page import plots
 from distributed_kd.evaluate.words import ABSENT, beginning, binary, listed, percent, plain
 
 
@@ -48,3 +49,15 @@ def byte_parts(cache: dict[str, Any]) -> list[dict[str, Any]]:
 def plain_bytes(cache: dict[str, Any]) -> str | None:
     """Bytes a position of the obvious layout, to hold the cache's own against."""
     return plain(6 * cache["k"]) if cache.get("method") == "top_k" and cache.get("k") else None
+
+
+def kept_mass_plot(kept: dict[str, Any] | None) -> dict[str, Any] | None:
+    """How much of the teacher's mass fewer ids would have kept; None where that is not known of more than one K."""
+    if not kept or len(kept["k"]) < 2:
+        return None
+    said = [f"{percent(mass)} by {count}" for count, mass in zip(kept["k"], kept["mass"], strict=True)]
+    x = plots.Axis("most probable ids, K", logarithmic=True, ticks=kept["k"])
+    y = plots.Axis(f"teacher mass, T = {kept['temperature']:g}", percent=True)
+    line = plots.Line("student", kept["k"], kept["mass"], marked=len(said) - 1)
+    label = f"Teacher mass that the most probable ids hold: {listed(said, 'and')}"
+    return {"plot": plots.lines("kept-mass", label, x, y, [line]), "positions": plain(kept["positions"])}

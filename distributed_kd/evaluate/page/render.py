@@ -7,34 +7,40 @@ version does not know is shown by its name, one that is absent is left out.
 
 from __future__ import annotations
 
-from importlib import resources
 from typing import Any
 
 import yaml
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from distributed_kd import __version__
 from distributed_kd.evaluate.figures import Figure, figure_of, place_of
-from distributed_kd.evaluate.page import plots
-from distributed_kd.evaluate.page.cache import byte_parts, cache_facts, plain_bytes
+from distributed_kd.evaluate.page.audit import audit_plots
+from distributed_kd.evaluate.page.cache import byte_parts, cache_facts, kept_mass_plot, plain_bytes
 from distributed_kd.evaluate.page.calibration import calibration_plots
 from distributed_kd.evaluate.page.comparison import comparisons_of, interval_plot
+from distributed_kd.evaluate.page.entropy import entropy_plots
+from distributed_kd.evaluate.page.examples import example_groups
 from distributed_kd.evaluate.page.stages import stage_rows
+from distributed_kd.evaluate.page.svg import dashes, role
 from distributed_kd.evaluate.page.training import Metrics, curves_of
 from distributed_kd.evaluate.page.verdict import is_distilled, verdict
 from distributed_kd.evaluate.words import is_number, percent, plain
 
 _KNOWN = {
     "models", "retention", "held_out", "differences", "documents_won", "cache", "stages", "recipe", "fingerprints",
-    "members", "transferred_share", "transferred_share_interval",
+    "members", "transferred_share", "transferred_share_interval", "calibration", "by_teacher_entropy", "examples",
+    "kept_mass_by_k", "audit",
 }  # fmt: skip
 
 
-def render(report: dict[str, Any], metrics: Metrics, calibration: dict[str, list[dict[str, float]]]) -> str:
-    """The page. `metrics` has one mapping a step for each arm, `calibration` the bins of each model."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = resources.files("distributed_kd.evaluate.page").joinpath("report.html.j2").read_text("utf-8")
-    return environment.from_string(template).render(
+def render(report: dict[str, Any], metrics: Metrics) -> str:
+    """The page. `metrics` has one mapping a step for each arm."""
+    loader = PackageLoader("distributed_kd.evaluate.page", "")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    cache = report.get("cache", {})
+    return environment.get_template("report.html.j2").render(
         name=report.get("recipe", {}).get("name", "unnamed"),
         version=__version__,
         verdict=verdict(report),
@@ -48,15 +54,19 @@ def render(report: dict[str, Any], metrics: Metrics, calibration: dict[str, list
         further=_further(report),
         curves=curves_of(metrics),
         arms=[arm for arm, steps in metrics.items() if steps],
-        calibration=calibration_plots(calibration),
+        calibration=calibration_plots(report.get("calibration", {})),
+        entropy=entropy_plots(report.get("by_teacher_entropy", [])),
+        examples=example_groups(report.get("examples", [])),
         stages=stage_rows(report.get("stages", {})),
-        cache=cache_facts(report.get("cache", {})),
-        plain_bytes=plain_bytes(report.get("cache", {})),
-        parts=byte_parts(report.get("cache", {})),
+        cache=cache_facts(cache),
+        plain_bytes=plain_bytes(cache),
+        parts=byte_parts(cache),
+        kept_mass=kept_mass_plot(report.get("kept_mass_by_k")),
+        audit=audit_plots(report.get("audit", {})),
         recipe=yaml.safe_dump(report.get("recipe", {}), sort_keys=False, allow_unicode=True),
         fingerprints=_fingerprints(report),
-        role=plots.role,
-        dashes=plots.dashes,
+        role=role,
+        dashes=dashes,
     )
 
 
