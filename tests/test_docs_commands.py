@@ -1,0 +1,233 @@
+"""Whatever the pages tell a reader to type is there: each command, option, file, recipe key and name in Python.
+
+Commands are read by the programs that they call (`tests/documented.py`). Those that toys can run are run: here, and by
+the tests that the table names.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.exceptions import TyperException
+
+from distributed_kd.errors import RequestError
+from distributed_kd.recipe import parse
+from tests.commands import ROOT, dkd, write_recipe
+from tests.documented import ELSEWHERE, RESOLVERS, check_setting, commands, own_recipe, resolve, settings
+from tests.pages import PAGES, Code, code
+from tests.teacher.served import log_probabilities, training_sequences, vllm_answer, write_json_lines
+
+BLOCKS = [block for page in PAGES for block in code(page)[0]]
+INLINE = [one for page in PAGES for one in code(page)[1]]
+CALLS = [one for one in INLINE if one.text.split(" ")[0] in {*RESOLVERS, *ELSEWHERE} and " " in one.text]
+USE_A_PART = "tests/test_use_a_part.py"
+HERE = "tests/test_docs_commands.py"
+# By what each block is run: as it stands, or on toys and over fewer steps.
+RUN_BY = {
+    ("README.md", "Distributed KD"): ".ci/run",
+    ("README.md", "How it works"): f"{HERE}::test_the_readmes_commands_in_their_order",
+    ("README.md", "On a cluster"): "tests/launch/test_submit.py::test_stages_run_as_jobs_and_a_refusal_comes_back",
+    ("README.md", "Using a cache from other code"): f"{HERE}::test_the_readmes_python",
+    ("CONTRIBUTING.md", "Set-up and tests"): ".ci/run, tests/cache/test_fuzz_corpus.py",
+    ("docs/classics.md", "Ten acoustic models into one"):
+        "tests/test_classics.py::test_an_ensembles_student_beats_labels_on_real_speech",
+    ("docs/classics.md", "Soft targets where labels cannot be trusted"):
+        "tests/test_classics.py::test_soft_targets_of_heavy_views_beat_labels_of_which_many_are_wrong",
+    ("docs/classics.md", "DistilBERT"): "tests/test_masked_lm.py",
+    ("docs/deploying.md", "Slurm"): "tests/infra/test_slurm.py",
+    ("docs/deploying.md", "A Ray cluster"): "tests/launch/test_submit.py",
+    ("docs/deploying.md", "Images"):
+        "tests/infra/test_docker.py::test_the_steps_make_an_environment_in_which_the_command_runs",
+    ("docs/use-a-part.md", "A cache made elsewhere"):
+        f"{USE_A_PART}::test_requests_for_a_server, tests/teacher/test_imported.py::test_the_command_and_a_training",
+} | {
+    ("docs/use-a-part.md", heading): USE_A_PART
+    for heading in (
+        "The objective alone", "The cache in a PyTorch loop", "DDP", "FSDP2", "Hugging Face Trainer",
+        "A datasets dataset", "TRL's SFTTrainer", "An export in DuckDB and Polars", "DuckDB", "Polars",
+        "The student in transformers.pipeline", "The student in lm-eval", "The student on the hub",
+    )
+}  # fmt: skip
+
+
+@contextmanager
+def _named(written: Code) -> Iterator[None]:
+    """What fails inside says where on the pages it stands."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        error.add_note(f"{written}: {written.text.strip()}")
+        raise
+
+
+def test_every_block_is_of_a_kind_that_is_tested() -> None:
+    """A new kind of block needs a test here first; output and diagrams are `text`."""
+    assert {block.language for block in BLOCKS} <= {"", "bash", "python", "yaml", "text"}, [
+        str(block) for block in BLOCKS if block.language == "indented"
+    ]
+    assert len(CALLS) > 50 and len([block for block in BLOCKS if block.language in ("", "bash")]) > 10
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language in ("", "bash")], ids=str)
+def test_a_block_of_commands_says_what_there_is(block: Code) -> None:
+    found = commands(block)
+    assert found
+    for words in found:
+        with _named(block):
+            resolve(words)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_within_a_text_say_what_there_is(page: str) -> None:
+    for one in CALLS:
+        if one.page == page:
+            for words in commands(one):
+                with _named(one):
+                    resolve(words)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "dkd rnu mine.yaml",
+        "dkd run mine.yaml --jsno",
+        "dkd run mine.yaml trainer.learning_rat=5e-5",
+        "dkd run recipes/hinton-ensembles.yaml",
+        "dkd submit caches recipes/cluster.yaml",
+        "dkd merge runs/a/cache runs/b/cache",
+        "python benchmarks/digits.py --seed-count 3",
+        "python benchmarks/digit.py",
+        "python docs/recipe_keys.py --all",
+        "make dcos",
+        "pip install 'distributed-kd[s4]'",
+        'pytest -m "not slwo"',
+        "pytest tests/hosts -k ruonds",
+        "torchrun --nodes-rank 2 -m distributed_kd.cli train RECIPE",
+        "deepspeed --module distributed_kd.clli train RECIPE",
+        "srun -N 2 dkd trian RECIPE trainer.workers=2",
+        "sbatch infra/slurm/captures.sbatch RECIPE WORKDIR",
+        "docker build --target cdua .",
+        "kubectl create secret generic ddk",
+        "dkdd run mine.yaml",
+    ],
+)
+def test_a_mistake_in_a_command_is_seen(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    [words] = commands(Code("page", 1, "", "", line))
+    with pytest.raises((ValueError, RequestError, OSError, SystemExit, TyperException)):
+        resolve(words)
+
+
+def test_the_tests_that_the_tables_name_are_there() -> None:
+    for named in ELSEWHERE.values():
+        file, _, test = named.partition("::")
+        assert f"\ndef {test}(" in (ROOT / file).read_text(), named
+
+
+def test_recipes_on_the_pages_are_recipes() -> None:
+    whole = yaml.safe_load(own_recipe())
+    parse(whole)
+    shown = [block for block in BLOCKS if block.language == "yaml" and block.page != "docs/use-a-part.md"]
+    assert len(shown) >= 3
+    for block in shown:
+        parse(whole | yaml.safe_load(block.text), str(block))
+
+
+def test_recipe_keys_within_a_text_are_known() -> None:
+    """And a value that stands beside one is a value of its."""
+    found = [(one, *setting) for one in INLINE for setting in settings(one.text)]
+    assert len(found) > 60
+    for one, key, value in found:
+        with _named(one):
+            check_setting(key, value)
+
+
+@pytest.mark.parametrize("text", ["trainer.learning_rat", "student.lora.rnk=8", "corpus.task: chta", "targets.k=many"])
+def test_a_mistake_in_a_recipe_key_is_seen(text: str) -> None:
+    [(key, value)] = settings(text)
+    with pytest.raises(ValueError, match=r"no key|validation error"):
+        check_setting(key, value)
+
+
+def test_files_within_a_text_are_there() -> None:
+    folders = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in ("runs", "site"))
+    named = [one for one in INLINE if re.match(rf"(?:{folders})/[\w./*-]+(?:::\w+)?$", one.text)]
+    assert len(named) > 30
+    for one in named:
+        file, _, test = one.text.partition("::")
+        assert (ROOT / file).exists(), f"{one} names {file}"
+        assert f"\ndef {test}(" in (ROOT / file).read_text() if test else True, f"{one} names {test}"
+
+
+def test_each_block_is_run_by_the_test_that_the_table_names() -> None:
+    runnable = {(block.page, block.heading) for block in BLOCKS if block.language in ("", "bash", "python")}
+    assert runnable == RUN_BY.keys()
+    for (page, heading), by in RUN_BY.items():
+        for named in by.split(", "):
+            file, _, test = named.partition("::")
+            text = (ROOT / file).read_text()
+            assert f"\ndef {test}(" in text if test else True, f"{page}, {heading}: {named}"
+            if file == USE_A_PART:  # which runs the blocks as they stand, by their headings
+                assert heading in _strings(text), f"{page}, {heading}: no test runs it"
+
+
+def _strings(text: str) -> set[str]:
+    constants = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant))
+    return {node.value for node in constants if isinstance(node.value, str)}
+
+
+def test_what_python_on_the_pages_imports_of_ours_is_there() -> None:
+    for block in (one for one in BLOCKS if one.language == "python"):
+        for node in ast.walk(ast.parse(block.text)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("distributed_kd"):
+                module = importlib.import_module(node.module or "")
+                for alias in node.names:
+                    assert hasattr(module, alias.name), f"{block}: {node.module} has no {alias.name}"
+
+
+@pytest.fixture
+def place(prepared_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a cache where the README has it, and its recipe made small; the test is in it."""
+    shutil.copytree(prepared_recipe["workdir"], tmp_path / "runs/mine")
+    write_recipe(tmp_path, prepared_recipe | {"workdir": "runs/mine"}).rename(tmp_path / "mine.yaml")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_readmes_python(place: Path) -> None:
+    [block] = [one for one in BLOCKS if (one.page, one.language) == ("README.md", "python")]
+    names: dict[str, Any] = {}
+    exec(compile(block.text, str(block), "exec"), names)
+    assert names["log_p"].shape == (int(names["row"].sequence.loss_mask.sum()), 8)
+    assert names["log_p_tail"].shape == names["log_p"].shape[:1]
+
+
+@pytest.mark.slow
+@pytest.mark.long  # a minute or two of starts; each command has a test of its own
+def test_the_readmes_commands_in_their_order(place: Path, toy_teacher: Path) -> None:
+    """As they stand, all of the list. Two caches to merge and what vLLM has served are laid where it has them."""
+    [block] = [one for one in BLOCKS if (one.page, one.heading, one.language) == ("README.md", "How it works", "")]
+    for name in ("a", "b"):
+        shutil.copytree("runs/mine/cache", f"runs/{name}/cache")
+    for program, *arguments in commands(block):
+        assert program == "dkd"
+        if arguments[0] == "import":  # into a workdir that has no cache yet, with the targets that lists can give
+            served = [
+                vllm_answer(one, log_probabilities(toy_teacher, one), 8)
+                for one in training_sequences(place / "runs/mine")
+            ]
+            write_json_lines(place / arguments[3], served)
+            shutil.copytree("runs/mine/sequences", "runs/served/sequences")
+            arguments += ["workdir=runs/served", "targets.temperatures=[1.0]", "objective.temperature=1.0"]
+        done = dkd(*arguments, cwd=place)
+        assert done.returncode == 0, f"{arguments}: {done.stderr}"
+    assert {path.name for path in place.glob("runs/*")} == {"mine", "lower", "a", "b", "both", "served"}
+    assert (place / "mine.parquet").exists()
