@@ -78,7 +78,7 @@ def resolve(words: list[str]) -> None:
 
 
 def _dkd(arguments: list[str]) -> None:
-    if not arguments:
+    if arguments in ([], ["--help"]):
         return
     name, *rest = arguments
     known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -219,14 +219,13 @@ RESOLVERS: dict[str, Callable[[list[str]], None]] = {
 
 def settings(text: str) -> list[tuple[str, str | None]]:
     """The recipe keys that inline code names, each with its value where one is given: `key=value` or `key: value`."""
-    if not re.match(rf"(?:{'|'.join(Recipe.model_fields)})\.[a-z0-9]", text) or re.search(
-        r"\.(?:ya?ml|json|py)$", text
-    ):
+    key = rf"(?:{'|'.join(Recipe.model_fields)})(?:\.[a-z0-9_]+)+"
+    if re.search(r"\.(?:ya?ml|json|py)$", text):
         return []
-    if ": " in text:
-        key, _, value = text.partition(": ")
-        return [(key, value)]
-    return [(key, value if equals else None) for key, equals, value in (one.partition("=") for one in text.split())]
+    if found := re.fullmatch(rf"({key}): ([^;]+)", text):
+        return [(found[1], found[2])]
+    words = [re.fullmatch(rf"({key})(?:=(.+))?", word) for word in text.split()]
+    return [(found[1], found[2]) for found in words if found] if all(words) else []
 
 
 def check_setting(key: str, value: str | None) -> None:
