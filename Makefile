@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-all lint docs fuzz mutants clean
+.PHONY: demo test test-all lint docs dist sbom fuzz mutants clean
 
 demo: .venv/installed
 	$(BIN)/dkd demo
@@ -26,6 +26,18 @@ docs: .venv/installed
 	$(BIN)/python docs/recipe_keys.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+# What is published, in dist/.
+dist: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[release]'
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
+# Every package of this environment in sbom.json, a CycloneDX bill of materials; licences of those that users get on the page.
+sbom: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[release]'
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file sbom.json .venv
+	$(BIN)/python docs/licences.py
+
 # Ten minutes over everything that reads a cache; what it finds lies in fuzz-findings/.
 fuzz: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
@@ -46,4 +58,4 @@ mutants: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv runs site .pytest_cache .ruff_cache .mypy_cache .hypothesis dist
+	rm -rf .venv runs site sbom.json .pytest_cache .ruff_cache .mypy_cache .hypothesis dist

@@ -78,10 +78,13 @@ def resolve(words: list[str]) -> None:
 
 
 def _dkd(arguments: list[str]) -> None:
-    if arguments in ([], ["--help"]):
+    if not arguments:
         return
     name, *rest = arguments
-    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    program = typer.main.get_command(app)
+    known = program.commands  # type: ignore[attr-defined]
+    if name in {"--help", *(option for parameter in program.params for option in parameter.opts)}:
+        return
     if name not in known:
         raise ValueError(f"dkd has no command {name}")
     if not rest:  # in a text, a command by its name

@@ -1,0 +1,81 @@
+"""What is installed: light to import, whole in a wheel, completed by shells, checked before a commit."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from distributed_kd import __version__
+from tests.commands import ROOT
+
+HEAVY = ("torch", "transformers", "deepspeed", "ray", "numpy", "pyarrow", "pydantic", "rich", "fsspec")
+
+
+def test_the_command_line_imports_nothing_heavy() -> None:
+    code = f"import sys, distributed_kd.cli, distributed_kd.stages; assert not {set(HEAVY)} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("shell", "variables"),
+    [
+        ("bash", {"COMP_WORDS": "dkd ver", "COMP_CWORD": "1"}),
+        ("zsh", {"_TYPER_COMPLETE_ARGS": "dkd ver"}),
+        ("fish", {"_TYPER_COMPLETE_ARGS": "dkd ver", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}),
+    ],
+)
+def test_shells_complete_commands(shell: str, variables: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "distributed_kd.cli"], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | variables | {"_DKD_COMPLETE": f"complete_{shell}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\bverify\b", done.stdout) and "audit" not in done.stdout
+
+
+def test_a_commit_is_checked_by_what_make_lint_runs() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [one["repo"] for one in hooks] == ["local"], "nothing is fetched"
+    checked = {" ".join(hook["entry"].split()).replace(" --force-exclude", "") for hook in hooks[0]["hooks"]}
+    lint = re.search(r"^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert lint is not None
+    made = {line.strip().replace("$(BIN)", ".venv/bin").removesuffix(" .") for line in lint[1].splitlines()}
+    assert checked == made
+
+
+def test_pre_commit_takes_its_file() -> None:
+    clientlib = pytest.importorskip("pre_commit.clientlib", reason="pre-commit is not installed")
+    clientlib.load_config(ROOT / ".pre-commit-config.yaml")
+
+
+@pytest.mark.slow
+def test_a_wheel_has_all_that_commands_read(tmp_path: Path) -> None:
+    """Alone in a folder, with the dependencies of this environment: help, and each recipe loads."""
+    made = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, ROOT]
+    subprocess.run(made, check=True)
+    [wheel] = tmp_path.glob("*.whl")
+    assert wheel.name.startswith(f"distributed_kd-{__version__}-")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    code = (
+        "import distributed_kd; assert distributed_kd.__file__.startswith({site!r}), distributed_kd.__file__\n"
+        "from distributed_kd.bundled import bundled\n"
+        "from distributed_kd.recipe import load\n"
+        "recipes = sorted(bundled('recipes').glob('*.yaml'))\n"
+        "print(len([load(path) for path in recipes]))\n"
+        "from distributed_kd.cli import main; main(['--help'])\n"
+    ).format(site=str(tmp_path / "site"))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "site" / "distributed_kd", capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{len(list((ROOT / 'recipes').glob('*.yaml')))}\n")
+    assert "\n  doctor " in done.stdout
