@@ -374,7 +374,7 @@ class Trainer(Section):
         10.0, gt=0.0, description="when a rank is silent for so long, all ranks have ended, and have said which it was"
     )
     global_batch: Positive = Field(32, description="sequences in an optimizer step over all ranks")
-    micro_batch: Positive = Field(1, description="sequences in one forward of a rank")
+    micro_batch: Positive = Field(1, description="sequences in one forward of a rank, of like length each")
     steps: Positive | None = Field(None, description="optimizer steps; or give epochs")
     epochs: Positive | None = Field(None, description="passes over the training sequences; or give steps")
     learning_rate: float = Field(1e-4, gt=0.0, description="of AdamW, the highest of the schedule")

@@ -89,6 +89,17 @@ def micro_batch_of(
     )
 
 
+def _by_length(rows: list[Row], micro_batch: int) -> list[int]:
+    """The places of a step's rows, those of like length next to each other where there are several micro-batches.
+
+    A micro-batch is padded to its longest row, and the step's loss is a sum whose order does not matter: of tweets, 16
+    of 64 at a time, a third of what would be computed is left out. Rows of one length stay in their order.
+    """
+    if len(rows) <= micro_batch:
+        return list(range(len(rows)))
+    return sorted(range(len(rows)), key=lambda place: len(rows[place].sequence.input_ids))
+
+
 class TrainingRows(Protocol):
     """What is trained on: a cache, or sequences alone. A row is known by its place in the order of shards."""
 
@@ -222,8 +233,12 @@ class Stream:
             for at, row in zip(own.tolist(), self.cache.rows(place, table, numbers[own]), strict=True):
                 self._check(row, int(numbers[at]), shards[at])
                 rows[at] = row
-        parts = (slice(at, at + self.micro_batch) for at in range(0, len(rows), self.micro_batch))
-        return [to_micro_batch(rows[part], shards[part], self.temperature, self.weighting) for part in parts]
+        alike = _by_length(rows, self.micro_batch)
+        parts = (alike[at : at + self.micro_batch] for at in range(0, len(rows), self.micro_batch))
+        return [
+            to_micro_batch([rows[at] for at in part], [shards[at] for at in part], self.temperature, self.weighting)
+            for part in parts
+        ]
 
     def _check(self, row: Row, number: int, shard: int) -> None:
         """Raises `RequestError` where the cache is of other sequences, which its digests need not tell."""

@@ -1,5 +1,6 @@
-"""What ranks are given to train on: one order of sequences, as lists, however a batch is shared out and whenever it
-is begun."""
+"""What ranks are given to train on: one order of sequences, however a batch is shared out and whenever it is begun.
+
+A rank's share of a batch is one slice of the order; which of its rows share a micro-batch goes by their length."""
 
 from __future__ import annotations
 
@@ -39,10 +40,18 @@ def ids_of(micro_batches: list[MicroBatch]) -> list[int]:
     return [sequence for batch in micro_batches for sequence in batch.sequence_ids]
 
 
+def in_order(opened: LogitCache, step: int, ranks: list[list[MicroBatch]]) -> list[int]:
+    """The ranks' sequence ids one after the other, in the order's own order, each once seen to have its share."""
+    order = GlobalOrder(opened.manifest.fingerprint, 3, opened.entries.rows, BATCH)
+    shares = [order.rank_batch(step, rank, len(ranks)).tolist() for rank in range(len(ranks))]
+    assert [sorted(ids_of(batches)) for batches in ranks] == [sorted(share) for share in shares]
+    return [one for share in shares for one in share]
+
+
 def trained(opened: LogitCache, world: int, micro_batch: int, first: int = 0, end: int = STEPS) -> list[list[int]]:
-    """Of each step, the sequence ids of the global batch: the ranks' lists one after the other."""
+    """Of each step, the sequence ids of the global batch: the ranks' shares one after the other."""
     ranks = [rank_stream(opened, rank, world, micro_batch).steps(first, end) for rank in range(world)]
-    return [[one for batches in step for one in ids_of(batches)] for step in zip(*ranks, strict=True)]
+    return [in_order(opened, first + at, list(step)) for at, step in enumerate(zip(*ranks, strict=True))]
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +92,8 @@ def test_batches_are_the_same_lists_however_far_is_read_ahead(
     if slow == "reader":
         made = stream._micro_batches
         monkeypatch.setattr(stream, "_micro_batches", lambda *given: (time.sleep(0.01), made(*given))[1])
-    for batches in stream.steps(0, STEPS):
-        found.append(ids_of(batches))
+    for step, batches in enumerate(stream.steps(0, STEPS)):
+        found.append(in_order(opened, step, [batches]))
         time.sleep(0.01 if slow == "trainer" else 0.0)
     assert found == whole
 
@@ -107,10 +116,21 @@ def test_a_run_that_goes_on_in_other_worlds_gets_the_lists_of_one_that_did_not(
             rank_stream(opened, rank, world, micro_batch).steps(first, STEPS) for rank in range(world)
         ]
         for _ in range(first, end):
-            found.append([one for rank in ranks for one in ids_of(next(rank))])
+            found.append(in_order(opened, len(found), [next(rank) for rank in ranks]))
         for rank in ranks:
             rank.close()  # type: ignore[attr-defined]
     assert found == whole
+
+
+def test_micro_batches_are_of_rows_of_like_length(opened: LogitCache, whole: list[list[int]]) -> None:
+    """So that less is padded: no row is longer than one of a later micro-batch, and equal ones stay in their order."""
+    length = {row.sequence.sequence_id: len(row.sequence.input_ids) for row in opened}
+    for step, batches in enumerate(rank_stream(opened).steps(0, STEPS)):
+        assert ids_of(batches) == sorted(whole[step], key=length.__getitem__)
+        assert [batch.input_ids.shape[1] for batch in batches] == [
+            max(map(length.get, batch.sequence_ids)) for batch in batches
+        ]
+    assert any(step != sorted(step, key=length.__getitem__) for step in whole)
 
 
 def test_epochs_follow_without_a_gap_where_they_end_inside_a_batch(whole: list[list[int]]) -> None:
