@@ -53,6 +53,11 @@ def _no_features(sequences: list[Sequence], shape: tuple[int, int]) -> np.ndarra
     return None if width is None else np.zeros((*shape, width), np.float32)
 
 
+def by_length(sequences: list[Sequence]) -> list[int]:
+    """Their places, the shortest sequence's first and equal ones in order: a batch of neighbours is padded little."""
+    return sorted(range(len(sequences)), key=lambda place: len(sequences[place].input_ids))
+
+
 def by_tokens(sequences: list[Sequence], batch_tokens: int) -> list[list[Sequence]]:
     """Runs of sequences whose padded batch has at most `batch_tokens` ids (one sequence at least), in order."""
     groups: list[list[Sequence]] = []

@@ -15,6 +15,7 @@ from distributed_kd.cache.audit_file import read_audit
 from distributed_kd.cache.inspect import inspect
 from distributed_kd.cache.kept_mass import kept_mass_by_k
 from distributed_kd.cache.manifest import store_of
+from distributed_kd.corpus.batch import by_length
 from distributed_kd.corpus.sequences import FOLDER as SEQUENCES_FOLDER
 from distributed_kd.corpus.sequences import Sequence, Sequences
 from distributed_kd.errors import DkdError, RequestError
@@ -71,6 +72,10 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
         split = recipe.evaluate.split
         raise RequestError(f"{sequences.store.uri} holds no {split} sequence; set corpus.{split}_fraction")
     report = _score(recipe, workdir, held_out, list(arms))
+
+
+    held_out = [held_out[place] for place in by_length(held_out)]  # so that batches are padded little
+    report, scores = _score(recipe, workdir, held_out, list(arms))
     report |= {
         **cache,
         **_more_of_cache(recipe, cache.get("cache", {})),

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from distributed_kd.cache.shard import Row
 from distributed_kd.cache.soft_targets import SoftTargets
-from distributed_kd.corpus.batch import collate
+from distributed_kd.corpus.batch import by_length, collate
 from distributed_kd.corpus.sequences import Sequence
 from distributed_kd.errors import RequestError
 from distributed_kd.store.disk_cache import DiskCache
@@ -87,17 +87,6 @@ def micro_batch_of(
         tuple(shards),
         None if batch.features is None else torch.from_numpy(batch.features),
     )
-
-
-def _by_length(rows: list[Row], micro_batch: int) -> list[int]:
-    """The places of a step's rows, those of like length next to each other where there are several micro-batches.
-
-    A micro-batch is padded to its longest row, and the step's loss is a sum whose order does not matter: of tweets, 16
-    of 64 at a time, a third of what would be computed is left out. Rows of one length stay in their order.
-    """
-    if len(rows) <= micro_batch:
-        return list(range(len(rows)))
-    return sorted(range(len(rows)), key=lambda place: len(rows[place].sequence.input_ids))
 
 
 class TrainingRows(Protocol):
@@ -233,8 +222,9 @@ class Stream:
             for at, row in zip(own.tolist(), self.cache.rows(place, table, numbers[own]), strict=True):
                 self._check(row, int(numbers[at]), shards[at])
                 rows[at] = row
-        alike = _by_length(rows, self.micro_batch)
-        parts = (alike[at : at + self.micro_batch] for at in range(0, len(rows), self.micro_batch))
+        # The order of a sum does not matter: of tweets, 16 of 64 at a time, a third is padding otherwise.
+        order = by_length([row.sequence for row in rows]) if len(rows) > self.micro_batch else range(len(rows))
+        parts = [order[at : at + self.micro_batch] for at in range(0, len(rows), self.micro_batch)]
         return [
             to_micro_batch([rows[at] for at in part], [shards[at] for at in part], self.temperature, self.weighting)
             for part in parts

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from distributed_kd.cache.soft_targets import NO_ID, SoftTargets
-from distributed_kd.corpus.batch import by_tokens, collate
+from distributed_kd.corpus.batch import by_length, by_tokens, collate
 from distributed_kd.corpus.sequences import Sequence
 from distributed_kd.errors import RequestError, WorkError
 from distributed_kd.recipe import Capture, Targets, Teacher
@@ -45,7 +45,8 @@ class TeacherForward:
         Raises `WorkError` naming the sequence for which the teacher gave NaN or infinity.
         """
         copy = HostCopy(self._network.device)
-        for group in by_tokens(sequences, self.capture.batch_tokens):
+        order = by_length(sequences)
+        for group in by_tokens([sequences[place] for place in order], self.capture.batch_tokens):
             numbers = numbers_of(self.targets, group)
             begin = 0
             with closing(self.logits(group)) as chunks:
@@ -57,8 +58,9 @@ class TeacherForward:
             copy.end_batch()
             self.positions += begin
         flat = copy.wait()
-        ends = np.cumsum([0] + [sequence.positions for sequence in sequences])
-        rows = [flat[begin:end] for begin, end in pairwise(ends)]
+        ends = np.cumsum([0] + [sequences[place].positions for place in order])
+        found = {place: flat[begin:end] for place, (begin, end) in zip(order, pairwise(ends), strict=True)}
+        rows = [found[place] for place in range(len(sequences))]
         for sequence, targets in zip(sequences, rows, strict=True):
             finite = np.isfinite(targets.logits) | (targets.ids == NO_ID)
             if not finite.all() or np.isnan(targets.tail_odds).any():

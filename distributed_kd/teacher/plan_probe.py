@@ -16,7 +16,7 @@ from torch import Tensor
 from distributed_kd.cache import codecs, shard
 from distributed_kd.cache.shard import Row
 from distributed_kd.cache.soft_targets import SoftTargets
-from distributed_kd.corpus.batch import by_tokens
+from distributed_kd.corpus.batch import by_length, by_tokens
 from distributed_kd.corpus.sequences import Sequence
 from distributed_kd.recipe import Targets
 from distributed_kd.store.digest import fingerprint
@@ -79,7 +79,8 @@ class Probe(Replica):
         sample = [sequence for sequence in self._sample(train_shards, positions) if sequence.positions]
         rows = self.recipe.corpus.shard_sequences
         shards = [sample[begin : begin + rows] for begin in range(0, len(sample), rows)]
-        return [batch for own in shards for batch in by_tokens(own, self.recipe.capture.batch_tokens)]
+        ordered = [[own[place] for place in by_length(own)] for own in shards]
+        return [batch for own in ordered for batch in by_tokens(own, self.recipe.capture.batch_tokens)]
 
     def table_positions(self, train_shards: list[int]) -> int:
         """Positions of the sample that a capture makes code tables from."""
