@@ -68,7 +68,22 @@ def to_micro_batch(
     weighted = replace(batch.targets, weight=None if weights is None else torch.from_numpy(weights))
     loss_mask = batch.loss_mask.clone()
     loss_mask[batch.loss_mask] = chosen
-    return replace(batch, loss_mask=loss_mask, targets=weighted.chosen(chosen))
+    batch = replace(batch, loss_mask=loss_mask, targets=weighted.chosen(chosen))
+    return _rows_that_teach(batch) if weighting.labels_alone else batch
+
+
+def _rows_that_teach(batch: MicroBatch) -> MicroBatch:
+    """Without the rows of which no position is chosen; with one where none is, since ranks call the model together."""
+    teaches = batch.loss_mask.any(dim=1)
+    rows = torch.nonzero(teaches).flatten() if teaches.any() else torch.zeros(1, dtype=torch.int64)
+    if len(rows) == len(batch.loss_mask):
+        return batch
+    longest = int(batch.present[rows].sum(dim=1).max())
+    names = ("input_ids", "position_ids", "present", "loss_mask", "features")
+    own: dict[str, Any] = {name: part[rows, :longest] for name in names if (part := getattr(batch, name)) is not None}
+    for name in ("sequence_ids", "shards"):
+        own[name] = tuple(getattr(batch, name)[row] for row in rows.tolist())
+    return replace(batch, **own)
 
 
 def micro_batch_of(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from distributed_kd.corpus.sequences import NO_LABEL, Sequence
 from distributed_kd.errors import RequestError
 from distributed_kd.recipe import Objective, Recipe, parse
 from distributed_kd.student import artifact
@@ -72,6 +74,25 @@ def test_labels_alone_teach_nothing_where_there_is_none() -> None:
     assert weighting.chosen(np.zeros((4, 0)), np.zeros(4), [4], labels).tolist() == [True, False, True, False]
     assert PositionWeights.of(Objective(alpha=0.5), unlabelled=3) is None
     assert PositionWeights.of(Objective(alpha=0.0), unlabelled=0) is None
+
+
+def test_a_row_that_teaches_nothing_is_not_computed() -> None:
+    """Of eight rows two have labels; the batch is as wide as the longer of them. One row stays where none has any."""
+    weighting = PositionWeights.of(Objective(alpha=0.0), unlabelled=3)
+    rows = batch_rows()
+    labelled = [replace(row, sequence=_labelled(row.sequence, at in (2, 5))) for at, row in enumerate(rows)]
+    some = to_micro_batch(labelled, list(range(10, 18)), 2.0, weighting)
+    alone = to_micro_batch([labelled[2], labelled[5]], [12, 15], 2.0)
+    assert (some.sequence_ids, some.shards) == (alone.sequence_ids, (12, 15))
+    for name in ("input_ids", "position_ids", "present", "loss_mask"):
+        assert torch.equal(getattr(some, name), getattr(alone, name))
+    assert torch.equal(some.targets.labels, alone.targets.labels) and torch.equal(some.targets.ids, alone.targets.ids)
+    nothing = to_micro_batch([labelled[0], labelled[1]], [10, 11], 2.0, weighting)
+    assert len(nothing.input_ids) == 1 and not nothing.loss_mask.any() and len(nothing.targets) == 0
+
+
+def _labelled(sequence: Sequence, is_labelled: bool) -> Sequence:
+    return replace(sequence, given_labels=np.full(sequence.positions, 3 if is_labelled else NO_LABEL, np.int32))
 
 
 def test_drawn_targets_are_refused() -> None:
