@@ -71,11 +71,8 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
     if not held_out:
         split = recipe.evaluate.split
         raise RequestError(f"{sequences.store.uri} holds no {split} sequence; set corpus.{split}_fraction")
-    report = _score(recipe, workdir, held_out, list(arms))
-
-
     held_out = [held_out[place] for place in by_length(held_out)]  # so that batches are padded little
-    report, scores = _score(recipe, workdir, held_out, list(arms))
+    report = _score(recipe, workdir, held_out, list(arms))
     report |= {
         **cache,
         **_more_of_cache(recipe, cache.get("cache", {})),
