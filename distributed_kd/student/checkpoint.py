@@ -1,7 +1,8 @@
 """Checkpoints that are complete or not there: DeepSpeed's own `latest` file is not atomic, our marker is.
 
 A checkpoint is `step-NNNNNNNN/`, written by all ranks, and counts once `step-NNNNNNNN.json` stands beside it, which
-names its files and their sizes. What ranks write is divided over them; `step-NNNNNNNN.universal/` is the same made
+names its files and their sizes. Frozen parameters are not in it: of adapters the whole model below them would be.
+What ranks write is divided over them; `step-NNNNNNNN.universal/` is the same made
 whole, for another number of ranks.
 
 Of a workdir in a bucket they are written to the disk of each host, its own ranks' files, and from there go to the
@@ -85,7 +86,7 @@ class Checkpoints:
             for name in (f"{tag}.json", tag, f"{tag}.universal"):
                 self._local.delete(name)
         torch.distributed.barrier()
-        if not engine.save_checkpoint(str(self._folder), tag=tag, save_latest=False):
+        if not engine.save_checkpoint(str(self._folder), tag=tag, save_latest=False, exclude_frozen_parameters=True):
             raise WorkError(f"DeepSpeed did not save checkpoint {self._folder}/{tag}")
         own = sizes(self._folder / tag) if self._is_first else {}
         files = {name: size for part in _of_ranks(own) for name, size in part.items()}
@@ -131,8 +132,9 @@ class Checkpoints:
         return None
 
     def load(self, engine: Any, found: Found) -> None:
-        """Raises `WorkError`."""
-        path, _ = engine.load_checkpoint(str(self._folder), tag=found.tag)
+        """Frozen parameters are what the engine has already, as the student begins. Raises `WorkError`."""
+        is_whole = all(parameter.requires_grad for parameter in engine.module.parameters())
+        path, _ = engine.load_checkpoint(str(self._folder), tag=found.tag, load_module_strict=is_whole)
         if path is None:
             where = f"{self._folder}/{found.tag}"
             raise WorkError(f"DeepSpeed could not load checkpoint {where}; delete it to go on from the one before")
