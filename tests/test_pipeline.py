@@ -17,9 +17,14 @@ from typing import Any
 import psutil
 import pytest
 
+from distributed_kd import stages
 from distributed_kd.cache import open as cache_of
-from tests import toys
+from distributed_kd.cache.audit_file import keep_audit
+from distributed_kd.recipe import load
+from distributed_kd.teacher.audit import audit
+from tests import browser, toys
 from tests.commands import ROOT, dkd, write_recipe
+from tests.evaluate.test_page_in_browser import check
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +65,8 @@ def test_the_line_runs_then_skips_and_trains_without_the_teacher(
     check_report(report)
     metrics = [json.loads(line) for line in (work / "student" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in metrics] == list(range(12))
-    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    losses = [line["loss"] for line in metrics]  # of other batches each: which ones follows from the teacher's path too
+    assert sum(losses[-4:]) < sum(losses[:4])
     assert all(0.0 <= line["data_wait"] < 1.0 for line in metrics)
 
     before = files_of(work)
@@ -71,13 +77,14 @@ def test_the_line_runs_then_skips_and_trains_without_the_teacher(
     assert done.stderr.count("done already") == 5
     assert files_of(work) == before
     assert "report.html" in done.stdout
+    look_at_the_page_with_an_audit(work, recipe, report, tmp_path)
     done = dkd("status", str(work), "--json")
-    stages = json.loads(done.stdout)["stages"]
-    assert {name: facts["state"] for name, facts in stages.items()} == dict.fromkeys(
+    states = json.loads(done.stdout)["stages"]
+    assert {name: facts["state"] for name, facts in states.items()} == dict.fromkeys(
         ("prepare", "cache", "student", "baseline", "evaluate"), "done"
     )
-    assert stages["student"]["steps"] == 12
-    assert stages["evaluate"]["retention"] == report["retention"]
+    assert states["student"]["steps"] == 12
+    assert states["evaluate"]["retention"] == report["retention"]
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -90,6 +97,20 @@ def test_the_line_runs_then_skips_and_trains_without_the_teacher(
     assert own["model.layers.0.mlp.up_proj.weight"].equal(original["model.layers.0.mlp.up_proj.weight"])
     assert own["model.embed_tokens.weight"].equal(original["model.embed_tokens.weight"])
     assert not own["model.layers.1.mlp.up_proj.weight"].equal(original["model.layers.3.mlp.up_proj.weight"])
+
+
+def look_at_the_page_with_an_audit(work: Path, recipe: Path, report: dict[str, Any], folder: Path) -> None:
+    """An audit that is younger than the report is put into it, and nothing is scored again; then a browser opens it."""
+    audited = folder / "audited"
+    shutil.copytree(work, audited)
+    keep_audit(f"{audited}/cache", audit(f"{audited}/cache", positions=200))
+    later = stages.evaluate(load(str(recipe), [f"workdir={audited}"]))
+    assert later.pop("audit")["alternatives"][-1]["k"] == 32
+    assert later == report == json.loads((work / "report" / "report.json").read_text())
+    page = audited / "report" / "report.html"
+    assert "What other choices would take and cost" in page.read_text()
+    if browser.CHROMIUM is not None:
+        check(page, folder)
 
 
 def check_report(report: dict[str, Any]) -> None:

@@ -248,7 +248,7 @@ def test_what_the_cache_holds_and_what_else_it_might() -> None:
 
 def test_where_the_teacher_is_certain_and_single_positions() -> None:
     page = words(render(report(), METRICS))
-    assert "0.50 to 0.90 740 85.0% 79.0% 1.311 1.371" in page
+    assert "0.50\u20130.90 740 85.0% 79.0% 1.311 1.371" in page
     assert (
         "Where the student is furthest from the teacher My fellow\u23cecitizens, the state \u2423word0 teacher" in page
     )
