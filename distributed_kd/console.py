@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ from typing import Any, Protocol, TextIO
 
 QUIET_VARIABLE = "DKD_QUIET"
 _PLAIN_SECONDS = 10.0
+_WAIT_SECONDS = 2.0
+_RATE_SECONDS = 600.0  # that time left is reckoned from: a shard may take minutes
+_waits = threading.Lock()  # one wait is shown at a time: of one within another, the outer
 _results: TextIO | None = None
 
 
@@ -58,6 +62,53 @@ def say(text: str) -> None:
     console().print(text, soft_wrap=True)
 
 
+class Pace:
+    """How many of something a second since it was made, in words for the note beside a bar."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._begun = time.monotonic()
+
+    def __call__(self, done: float) -> str:
+        rate = done / max(time.monotonic() - self._begun, 1e-9)
+        return f"{rate:,.0f} {self._unit}/s" if rate >= 10 else f"{rate:.2g} {self._unit}/s"
+
+
+@contextmanager
+def waiting(description: str) -> Iterator[None]:
+    """Says what is done in the block, and since when, where nobody knows how far it is.
+
+    Without a terminal one line, where it takes more than two seconds.
+    """
+    out = console()
+    if is_quiet() or not _waits.acquire(blocking=False):
+        yield
+        return
+    try:
+        yield from _spinner(out, description) if out.is_terminal else _late_line(out, description)
+    finally:
+        _waits.release()
+
+
+def _spinner(out: Any, description: str) -> Iterator[None]:
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=out, transient=True) as shown:
+        shown.add_task(description, total=None)
+        yield
+
+
+def _late_line(out: Any, description: str) -> Iterator[None]:
+    timer = threading.Timer(_WAIT_SECONDS, lambda: out.print(description, soft_wrap=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 @contextmanager
 def progress(description: str, total: float) -> Iterator[Advance]:
     """Yields `advance(done, note)`: the work done so far out of `total`, and a few words beside the bar."""
@@ -84,7 +135,7 @@ def _bar(out: Any, description: str, total: float) -> Iterator[Advance]:
         TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
     )  # fmt: skip
-    with Progress(*columns, console=out) as bar:
+    with Progress(*columns, console=out, speed_estimate_period=_RATE_SECONDS) as bar:
         task = bar.add_task(description, total=total, note="")
         yield lambda done, note="": bar.update(task, completed=done, note=note)
 
@@ -101,6 +152,8 @@ def _plain(out: Any, description: str, total: float) -> Advance:
         said, told = now, done
         left = (now - begun) * (total - done) / done if done else float("inf")
         remaining = f", {left:.0f} s left" if 0 < left < float("inf") else ""
-        out.print(f"{description}: {done:g} of {total:g} after {now - begun:.0f} s{remaining}  {note}", soft_wrap=True)
+        out.print(
+            f"{description}: {done:,.0f} of {total:,.0f} after {now - begun:.0f} s{remaining}  {note}", soft_wrap=True
+        )
 
     return advance

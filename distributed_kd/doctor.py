@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from distributed_kd import console
 from distributed_kd.errors import DkdError
 from distributed_kd.launch import torchrun
 from distributed_kd.launch.processors import set_processors
@@ -51,7 +52,9 @@ def examine(recipe: Recipe | None) -> Iterator[Finding]:
         checks += [("store", lambda: _store(recipe)), ("clock", lambda: _clock(recipe))]
     for name, check in checks:
         try:
-            yield check()
+            with console.waiting(f"doctor: {name}"):
+                finding = check()
+            yield finding
         except DkdError as error:
             yield Finding(name, "missing", str(error), "as it says")
         except Exception as error:  # what is wrong with a machine has many names

@@ -39,6 +39,7 @@ def prepare(recipe: Recipe) -> SequencesManifest:
 
 def cache(recipe: Recipe) -> CacheManifest:
     """Of several teachers, one cache each and their mean. Raises `RequestError` where there is none."""
+    from distributed_kd import console
     from distributed_kd.errors import RequestError
     from distributed_kd.student.build import write_initial_weights
     from distributed_kd.teacher.capture import capture
@@ -49,7 +50,8 @@ def cache(recipe: Recipe) -> CacheManifest:
         manifest = _cache_of_all(recipe)
     else:
         manifest = capture(recipe, _first_uses(recipe) if recipe.trainer.follow else None)
-    write_initial_weights(recipe)  # while the teacher is at hand: training must not need it
+    with console.waiting("cache: writing the student's first weights"):
+        write_initial_weights(recipe)  # while the teacher is at hand: training must not need it
     return manifest
 
 

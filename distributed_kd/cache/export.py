@@ -113,9 +113,10 @@ def _write(cache: LogitCache, file: Any) -> int:
         pq.ParquetWriter(file, schema_of(cache.manifest), compression="zstd") as writer,
         console.progress("export", total) as advance,
     ):
+        pace = console.Pace("positions")
         for place in range(len(cache.entries)):
             table = table_of_rows(cache.read_shard(place), cache.manifest)
             writer.write_table(table, row_group_size=max(1, table.num_rows))
             rows += table.num_rows
-            advance(rows, "positions")
+            advance(rows, pace(rows))
     return rows

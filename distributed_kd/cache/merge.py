@@ -184,12 +184,12 @@ def _merge_shards(
     total = sum(entries[0].positions for entries in tasks)
     jobs = min(jobs or min(processors(), 1 + total // _POSITIONS_A_PROCESS), max(1, len(tasks)))
     work = _MergeShard([(member.store, member.manifest) for member in members], store, manifest)
-    done, begun = 0, time.monotonic()
+    done, pace = 0, console.Pace("positions")
     with console.progress("merge", total) as advance:
         for _, receipt in unordered(work, tasks, jobs):
             receipts[receipt.entry.shard] = receipt
             done += receipt.entry.positions
-            advance(done, f"{done / max(time.monotonic() - begun, 1e-9):,.0f} positions/s")
+            advance(done, pace(done))
 
 
 @dataclass(frozen=True)

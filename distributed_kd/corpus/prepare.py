@@ -181,12 +181,12 @@ def _tokenise(
     task = ray.remote(num_cpus=1)(tokenise)
     references = [task.remote(pieces, model, corpus, store, _block_name(key, i)) for i, pieces in enumerate(tasks)]
     done: list[list[PartFile]] = []
-    documents = 0
+    documents, pace = 0, console.Pace("documents")
     with console.progress("prepare", len(tasks)) as advance, task_errors():
         for reference in references:
             done.append(ray.get(reference))
             documents += sum(sum(file.documents.values()) for file in done[-1])
-            advance(len(done), f"{documents:,} documents")
+            advance(len(done), f"blocks, {documents:,} documents, {pace(documents)}")
     return done
 
 
@@ -208,13 +208,15 @@ def _label(
     ]
     done: list[Packed] = []
     documents: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+    pace = console.Pace("sequences")
     with console.progress("prepare", len(tasks)) as advance, task_errors():
         for reference in references:
             packed, own = ray.get(reference)
             done.append(packed)
             for split in SPLITS:
                 documents[split].append(own[split])
-            advance(len(done), f"{sum(sum(file.sequences.values()) for file in done):,} sequences")
+            sequences = sum(sum(file.sequences.values()) for file in done)
+            advance(len(done), f"blocks, {sequences:,} sequences, {pace(sequences)}")
     return done, {split: len(np.unique(np.concatenate(found))) for split, found in documents.items()}
 
 
@@ -231,10 +233,12 @@ def _pack(blocks: list[list[PartFile]], corpus: Corpus, masking: Masking | None,
             names = [file.name, *_following(files[place + 1 :], own)]
             references.append(task.remote(names, own, corpus, masking, store))
     done: list[Packed] = []
+    pace = console.Pace("sequences")
     with console.progress("pack", len(references)) as advance, task_errors():
         for reference in references:
             done.append(ray.get(reference))
-            advance(len(done), f"{sum(sum(packed.sequences.values()) for packed in done):,} sequences")
+            sequences = sum(sum(packed.sequences.values()) for packed in done)
+            advance(len(done), f"files, {sequences:,} sequences, {pace(sequences)}")
     return done
 
 

@@ -130,8 +130,9 @@ def _push(workdir: Store, repository: str) -> str:
     folder = as_local_folder(workdir, f"student/{EXPORT}")
     try:
         hub = HfApi()
-        hub.create_repo(repository, private=True, exist_ok=True)
-        done = hub.upload_folder(repo_id=repository, folder_path=folder)
+        with console.waiting(f"card: uploading to {repository}"):
+            hub.create_repo(repository, private=True, exist_ok=True)
+            done = hub.upload_folder(repo_id=repository, folder_path=folder)
     except HFValidationError as error:
         raise RequestError(f"--push {repository} is not OWNER/NAME on the hub") from error
     except (HfHubHTTPError, OSError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Collection
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ from distributed_kd.evaluate import measures
 from distributed_kd.evaluate.chosen import Chosen
 from distributed_kd.evaluate.examples import Words, described
 from distributed_kd.evaluate.page.render import render
-from distributed_kd.evaluate.scores import ENSEMBLE, score
+from distributed_kd.evaluate.scores import ENSEMBLE, Scored, score
 from distributed_kd.models import parts
 from distributed_kd.models.load import choose_device, load_model, resolve_dtype
 from distributed_kd.models.locate import locate
@@ -132,21 +133,38 @@ def _score(recipe: Recipe, workdir: Store, held_out: list[Sequence], arms: list[
     device = choose_device()
     many = len(recipe.teachers) > 1
     teachers = {f"{TEACHER}-{place:02d}" if many else TEACHER: spec for place, spec in enumerate(recipe.teachers)}
-    models = {
-        name: load_model(locate(spec.model, spec.revision), resolve_dtype(spec.dtype, device), device)
-        for name, spec in teachers.items()
-    }
-    for arm in arms:
-        models[arm] = load_model(as_local_folder(workdir, f"{arm}/{EXPORT}"), torch.float32, device)
-    for model in models.values():
-        parts.check(model)
+    with console.waiting("evaluate: loading the models"):
+        models = {
+            name: load_model(locate(spec.model, spec.revision), resolve_dtype(spec.dtype, device), device)
+            for name, spec in teachers.items()
+        }
+        for arm in arms:
+            models[arm] = load_model(as_local_folder(workdir, f"{arm}/{EXPORT}"), torch.float32, device)
+        for model in models.values():
+            parts.check(model)
     documents = np.concatenate([sequence.position_documents for sequence in held_out])
     weights = {name: spec.weight for name, spec in teachers.items()}
     each = recipe.evaluate.examples
     chosen = Chosen("student", each, len(documents)) if teachers and each else None
     sizes = recipe.capture.batch_tokens, recipe.capture.head_chunk
     with console.progress("evaluate", len(documents)) as advance:
-        scored = score(models, weights, held_out, *sizes, advance, chosen)
+        pace = console.Pace("positions")
+        scored = score(models, weights, held_out, *sizes, lambda done: advance(done, pace(done)), chosen)
+    with console.waiting("evaluate: intervals over documents"):
+        return _reported(recipe, scored, chosen, held_out, documents, teachers, arms)
+
+
+def _reported(
+    recipe: Recipe,
+    scored: Scored,
+    chosen: Chosen | None,
+    held_out: list[Sequence],
+    documents: np.ndarray,
+    teachers: Collection[str],
+    arms: list[str],
+) -> dict[str, Any]:
+    """What `report.json` says of the scores; `documents` [positions] is the document of each."""
+    many = len(teachers) > 1
     scores = scored.models
     own = {name: measures.figures(value) for name, value in scores.items()}
     members = [own.pop(name) for name in teachers] if many else []

@@ -99,9 +99,10 @@ def shown(arm: str, read: Callable[[], dict[str, Any] | None], seconds: float) -
     def show(ended: threading.Event) -> None:
         state = None
         last = False
-        while state is None and not last:
-            last = ended.wait(seconds)
-            state = read()
+        with console.waiting(f"{arm}: starting, until the first step"):
+            while state is None and not last:
+                last = ended.wait(seconds)
+                state = read()
         if state is None:
             return
         lost = False

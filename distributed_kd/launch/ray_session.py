@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
+from distributed_kd import console
 from distributed_kd.errors import DkdError, RequestError, WorkError
 
 if TYPE_CHECKING:
@@ -33,11 +34,12 @@ def ray_session(address: str | None) -> Iterator[RayCluster]:
             yield found
         return
     try:
-        if cluster is None:
-            # "local" in so many words: without an address Ray joins any head that this machine has or had.
-            ray.init(address="local", include_dashboard=False, configure_logging=False, log_to_driver=False)
-        else:
-            ray.init(address=cluster, configure_logging=False, log_to_driver=False)
+        with console.waiting("starting Ray" if cluster is None else f"joining the Ray cluster at {cluster}"):
+            if cluster is None:
+                # "local" in so many words: without an address Ray joins any head that this machine has or had.
+                ray.init(address="local", include_dashboard=False, configure_logging=False, log_to_driver=False)
+            else:
+                ray.init(address=cluster, configure_logging=False, log_to_driver=False)
     except ConnectionError as error:
         raise RequestError(f"no Ray cluster answers at {cluster}; check capture.address or leave it out") from error
     try:

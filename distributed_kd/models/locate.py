@@ -14,6 +14,7 @@ import shutil
 import uuid
 from pathlib import Path
 
+from distributed_kd import console
 from distributed_kd.errors import RequestError
 from distributed_kd.store.digest import canonical_json, sha256
 
@@ -89,7 +90,8 @@ def _from_hub(repository: str, revision: str | None, weights: bool) -> Path:
 
     patterns = [*_HUB_FILES, "*.safetensors"] if weights else _HUB_FILES
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        with console.waiting(f"fetching {repository} from the hub"):
+            return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         raise RequestError(
@@ -108,6 +110,11 @@ def _converted(gguf: Path) -> Path:
     target = cache_folder() / "models" / f"{gguf.stem}-{key}"
     if target.exists():
         return target
+    with console.waiting(f"converting {gguf.name} to safetensors, once on this machine"):
+        return _convert(gguf, target)
+
+
+def _convert(gguf: Path, target: Path) -> Path:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging

@@ -52,7 +52,8 @@ def audit(uri: str, teacher: str | None = None, positions: int = 4096) -> dict[s
     rows = _sample(cache, positions)
     if not rows:
         raise RequestError(f"{cache.store.uri} holds no position; there is nothing to audit")
-    forward = TeacherForward(spec, targets, capture)
+    with console.waiting("audit: loading the teacher"):
+        forward = TeacherForward(spec, targets, capture)
     variants = _variants(targets, forward.vocabulary_size)
     cached, kept = _Deviations(targets), [_Deviations(variant) for variant in variants]
     chosen: list[list[SoftTargets]] = [[] for _ in variants]
@@ -60,6 +61,7 @@ def audit(uri: str, teacher: str | None = None, positions: int = 4096) -> dict[s
     by_sequence = {id(row.sequence): row for row in rows}
     done = 0
     with console.progress("audit", sum(len(row.targets) for row in rows)) as advance:
+        pace = console.Pace("positions")
         for group in by_tokens([row.sequence for row in rows], capture.batch_tokens):
             own = SoftTargets.concatenate([by_sequence[id(sequence)].targets for sequence in group])
             drawn_by = [numbers_of(variant, group) for variant in variants]
@@ -75,8 +77,11 @@ def audit(uri: str, teacher: str | None = None, positions: int = 4096) -> dict[s
                     chosen[place].append(soft)
                 begin = here.stop
                 done += len(logits)
-                advance(done, "positions")
-    sizes = [_bytes(rows, SoftTargets.concatenate(parts), cache, v) for parts, v in zip(chosen, variants, strict=True)]
+                advance(done, pace(done))
+    with console.waiting("audit: the bytes of each choice"):
+        sizes = [
+            _bytes(rows, SoftTargets.concatenate(parts), cache, v) for parts, v in zip(chosen, variants, strict=True)
+        ]
     actual = float(cache.entries.bytes.sum() / cache.entries.positions.sum())
     present = variants.index(targets) if targets in variants else None
     return {

@@ -173,8 +173,8 @@ def compute(
         fleet = Fleet(recipe, cluster)
         fleet.fit(len(missing))
         if make_tables:
-            console.say(f"cache: making the code tables of {manifest.codec} from a sample")
-            tables = fleet.make_tables(range(manifest.shards), manifest.tables)
+            with console.waiting(f"cache: making the code tables of {manifest.codec} from a sample"):
+                tables = fleet.make_tables(range(manifest.shards), manifest.tables)
             manifest = manifest.model_copy(update={"tables": tables})
         store = store_of(recipe)
         if CacheManifest.read(store) != manifest:
@@ -190,7 +190,7 @@ def compute(
                     receipts[receipt.entry.shard] = receipt
                     receipts.fold(store)
                     progress.add(receipt)
-                    advance(progress.positions_of_run, progress.note())
+                advance(progress.positions_of_run, progress.note())
                 metrics.show(progress)
         if schedule.set_aside:
             lines = "; ".join(f"shard {shard}: {why}" for shard, why in sorted(schedule.set_aside.items())[:5])

@@ -89,13 +89,13 @@ def import_lists(recipe: Recipe, uri: str, kind: str, normalised: bool = False) 
 
     sample: list[Row] = []
     step = max(1, positions // recipe.capture.table_positions)  # about so many positions in all
-    tail, done = 0.0, 0
+    tail, done, pace = 0.0, 0, console.Pace("positions")
     with console.progress("import: check", positions) as advance:
         for _, rows in _read(source, sequences, manifest):
             sample += [row for row in rows if row.sequence.sequence_id % step == 0]
             tail += sum(float(np.exp(row.targets.log_probabilities(1.0)[1]).sum()) for row in rows)
             done += sum(len(row.targets) for row in rows)
-            advance(done, "positions")
+            advance(done, pace(done))
     if not normalised and positions and manifest.k < manifest.vocabulary_size and tail / positions < _NO_TAIL:
         raise RequestError(
             f"--from {uri}: every list sums to 1, so it was normalised over its ids and what the teacher gave to all "
@@ -111,11 +111,11 @@ def import_lists(recipe: Recipe, uri: str, kind: str, normalised: bool = False) 
         receipts = Receipts(manifest.fingerprint, manifest.shards)
         data = read_tables(store, manifest.tables)
         with console.progress("import: write", positions) as advance:
-            done = 0
+            done, pace = 0, console.Pace("positions")
             for shard, rows in _read(source, sequences, manifest):
                 receipts[shard] = put_rows(store, manifest, shard, rows, data)
                 done += receipts[shard].entry.positions
-                advance(done, "positions")
+                advance(done, pace(done))
         Run(time.monotonic() - begun, peak_memory_bytes()).put(store)
         return commit(store, manifest, receipts)
 

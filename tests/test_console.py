@@ -1,0 +1,92 @@
+"""What a person sees: bars with rates and time left at a terminal, plain lines without one, nothing if quiet."""
+
+from __future__ import annotations
+
+import io
+import time
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from distributed_kd import console
+
+
+@pytest.fixture
+def out(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> io.StringIO:
+    """What is printed, at a terminal where the test is called so; a wait and a line's pause are short."""
+    monkeypatch.delenv("DKD_QUIET", raising=False)
+    monkeypatch.setattr(console, "_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(console, "_PLAIN_SECONDS", 0.1)
+    written = io.StringIO()
+    is_terminal = "terminal" in request.node.name
+    made = Console(file=written, force_terminal=is_terminal, width=120, quiet=console.is_quiet(), highlight=False)
+    monkeypatch.setattr(console, "console", lambda: made)
+    return written
+
+
+def work(steps: int = 8) -> None:
+    with console.progress("verify", 8e6) as advance:
+        pace = console.Pace("bytes")
+        for step in range(steps + 1):
+            advance(step * 1e6, pace(step * 1e6))
+            time.sleep(0.03)
+
+
+def test_a_bar_at_a_terminal_has_a_rate_and_the_time_left(out: io.StringIO) -> None:
+    work()
+    last = out.getvalue()
+    for words in ("verify", "8000000/8000000", "left", "bytes/s"):
+        assert words in last
+
+
+def test_lines_without_one_come_now_and_then_and_at_the_end(out: io.StringIO) -> None:
+    work()
+    lines = out.getvalue().splitlines()
+    assert 2 <= len(lines) <= 4
+    assert "s left" not in lines[-1] and lines[-1].startswith("verify: 8,000,000 of 8,000,000 after 0 s")
+    assert all("bytes/s" in line for line in lines)
+
+
+def test_work_that_has_not_moved_says_so(out: io.StringIO) -> None:
+    with console.progress("cache", 100) as advance:
+        for _ in range(8):
+            advance(0, "1 replica")
+            time.sleep(0.03)
+    assert out.getvalue() == "cache: 0 of 100 after 0 s  1 replica\n"
+
+
+def test_a_wait_at_a_terminal_is_shown_and_leaves_nothing(out: io.StringIO) -> None:
+    with console.waiting("loading"):
+        time.sleep(0.2)
+    assert "loading" in out.getvalue() and "0:00:00" in out.getvalue()
+    assert out.getvalue().endswith("\x1b[2K")  # the line is erased
+
+
+def test_a_wait_is_a_line_where_it_lasts(out: io.StringIO) -> None:
+    with console.waiting("loading"):
+        pass
+    with console.waiting("converting"), console.waiting("of that a part"):
+        time.sleep(0.2)
+    with pytest.raises(KeyError), console.waiting("failing"):
+        raise KeyError
+    assert out.getvalue() == "converting\n"
+
+
+@pytest.mark.parametrize("shown", [work, lambda: None])
+def test_nothing_if_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shown: Any) -> None:
+    monkeypatch.setattr(console, "_WAIT_SECONDS", 0.01)
+    monkeypatch.setenv("DKD_QUIET", "1")
+    with console.waiting("loading"):
+        shown()
+        time.sleep(0.05)
+    console.say("a word")
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("done", "words"), [(5000, "500 x/s"), (3, "0.3 x/s"), (0, "0 x/s")])
+def test_a_pace_in_words(monkeypatch: pytest.MonkeyPatch, done: int, words: str) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 50.0)
+    pace = console.Pace("x")
+    monkeypatch.setattr(time, "monotonic", lambda: 60.0)
+    assert pace(done) == words
