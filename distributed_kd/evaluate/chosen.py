@@ -22,7 +22,7 @@ Reason = Literal["largest", "smallest", "drawn"]
 class Position:
     """What each model says in one held-out position."""
 
-    number: int  # in reading order
+    number: int  # in the order in which positions are scored
     teacher_entropy: float  # nats
     kl: dict[str, float]  # by model, from the teacher, nats
     best: dict[str, list[tuple[int, float]]]  # by model: its `SHOWN_IDS` most probable ids with their probabilities
