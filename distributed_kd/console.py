@@ -122,6 +122,9 @@ def progress(description: str, total: float) -> Iterator[Advance]:
 
 
 def _bar(out: Any, description: str, total: float) -> Iterator[Advance]:
+    """The note is beneath: beside it, it would leave a terminal of 80 columns no room for the time that is left."""
+    from rich.console import Group
+    from rich.live import Live
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -130,14 +133,22 @@ def _bar(out: Any, description: str, total: float) -> Iterator[Advance]:
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
 
     columns = (
-        TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        TextColumn("{task.description:>9}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=out, speed_estimate_period=_RATE_SECONDS) as bar:
-        task = bar.add_task(description, total=total, note="")
-        yield lambda done, note="": bar.update(task, completed=done, note=note)
+    bar = Progress(*columns, console=out, speed_estimate_period=_RATE_SECONDS)
+    task = bar.add_task(description, total=total)
+    beneath = Text(no_wrap=True, overflow="ellipsis")
+
+    def advance(done: float, note: str = "") -> None:
+        bar.update(task, completed=done)
+        beneath.plain = f"{'':>10}{note}"
+
+    with Live(Group(bar, beneath), console=out, refresh_per_second=10):
+        yield advance
 
 
 def _plain(out: Any, description: str, total: float) -> Advance:

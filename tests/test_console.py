@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 from typing import Any
 
@@ -20,7 +21,7 @@ def out(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> io.S
     monkeypatch.setattr(console, "_PLAIN_SECONDS", 0.1)
     written = io.StringIO()
     is_terminal = "terminal" in request.node.name
-    made = Console(file=written, force_terminal=is_terminal, width=120, quiet=console.is_quiet(), highlight=False)
+    made = Console(file=written, force_terminal=is_terminal, width=80, quiet=console.is_quiet(), highlight=False)
     monkeypatch.setattr(console, "console", lambda: made)
     return written
 
@@ -33,11 +34,17 @@ def work(steps: int = 8) -> None:
             time.sleep(0.03)
 
 
-def test_a_bar_at_a_terminal_has_a_rate_and_the_time_left(out: io.StringIO) -> None:
+def test_a_bar_at_a_terminal_has_the_time_left_and_a_rate_beneath(out: io.StringIO) -> None:
     work()
-    last = out.getvalue()
-    for words in ("verify", "8000000/8000000", "left", "bytes/s"):
-        assert words in last
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()).split("\n")
+    assert re.fullmatch(r" +verify \S+ 8000000/8000000 0:00:00 left 0:00:00 *", shown[-3].split("\r")[-1])
+    assert re.fullmatch(r" {10}[\d,]+ bytes/s *", shown[-2])
+
+
+def test_a_long_note_at_a_terminal_is_cut_and_not_the_bar(out: io.StringIO) -> None:
+    with console.progress("cache", 2535) as advance:
+        advance(2535, "11 of 11 shards, 214 positions/s, 28 bytes a position, 1 replicas, 2 failures and more to tell")
+    assert "2535/2535" in out.getvalue() and "\u2026" in out.getvalue() and "to tell" not in out.getvalue()
 
 
 def test_lines_without_one_come_now_and_then_and_at_the_end(out: io.StringIO) -> None:

@@ -217,7 +217,7 @@ def _probe(recipe: Recipe, shards: int, batches: list[list[Sequence]], variants:
             some = _some([row.sequence for row in rows])
             shares = ray.get([probe.keep.remote(some[n::count], variants) for n, probe in enumerate(probes)])
             kept = [Kept.together([share[place] for share in shares]) for place in range(len(variants))]
-            advance(4)
+            advance(4, "done")
         stopping = time.monotonic()
     return _Found(alone, beside, beyond, kept, replicas, loaded, time.monotonic() - stopping)
 
