@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, Protocol, TextIO
 
 QUIET_VARIABLE = "DKD_QUIET"
@@ -53,9 +54,15 @@ def results() -> TextIO:
 
 
 def console() -> Any:
+    return _console(is_quiet())
+
+
+@lru_cache
+def _console(quiet: bool) -> Any:
+    """One for all: what is said while a bar is shown goes above it, which only the bar's own console does."""
     from rich.console import Console
 
-    return Console(stderr=True, quiet=is_quiet(), highlight=False)
+    return Console(stderr=True, quiet=quiet, highlight=False)
 
 
 def say(text: str) -> None:

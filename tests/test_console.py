@@ -47,6 +47,17 @@ def test_a_long_note_at_a_terminal_is_cut_and_not_the_bar(out: io.StringIO) -> N
     assert "2535/2535" in out.getvalue() and "\u2026" in out.getvalue() and "to tell" not in out.getvalue()
 
 
+def test_what_is_said_beside_a_bar_at_a_terminal_stands_above_it(out: io.StringIO) -> None:
+    with console.progress("cache", 10) as advance:
+        advance(5, "a note")
+        console.say("a replica was lost")
+    assert out.getvalue().rindex("a replica was lost") < out.getvalue().rindex("5/10")
+
+
+def test_one_console_prints_all() -> None:
+    assert console.console() is console.console()
+
+
 def test_lines_without_one_come_now_and_then_and_at_the_end(out: io.StringIO) -> None:
     work()
     lines = out.getvalue().splitlines()
