@@ -22,7 +22,7 @@ def load_config(folder: Path) -> Any:
 
     register()
     try:
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise RequestError(
             f"model {folder}: its configuration cannot be read: {' '.join(str(error).split())[:200]}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from distributed_kd.errors import RequestError
 from distributed_kd.models import adapters
@@ -68,7 +70,11 @@ def from_pretrained(auto: Any, folder: Path, **settings: Any) -> Any:
     logging.disable_progress_bar()
     try:
         return auto.from_pretrained(folder, trust_remote_code=False, **settings)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except UnpicklingError as error:  # torch's own words say how to run what is in there
+        raise RequestError(
+            f"model {folder}: a .bin file there holds more than numbers, or is damaged; use weights in safetensors"
+        ) from error
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise RequestError(f"model {folder} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
 
 

@@ -120,7 +120,9 @@ def _convert(gguf: Path, target: Path) -> Path:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+    )
     settings = loaded.config.to_dict()
     settings.pop("quantization_config", None)
     settings.pop("_name_or_path", None)
@@ -129,7 +131,8 @@ def _convert(gguf: Path, target: Path) -> Path:
     fresh.load_state_dict(loaded.state_dict())
     temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
     fresh.save_pretrained(temporary)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(temporary)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+    tokenizer.save_pretrained(temporary)
     try:
         temporary.rename(target)
     except OSError:
