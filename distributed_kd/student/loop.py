@@ -91,7 +91,11 @@ def train(
 def _seed(seed: int, step: int) -> None:
     """Dropout then draws what it would have drawn in a training that was never stopped, on each rank something else."""
     key = f"{seed} {step} {torch.distributed.get_rank()}".encode()
-    torch.manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:8], "little"))
+    drawn = int.from_bytes(hashlib.sha256(key).digest()[:8], "little")
+    # `torch.manual_seed` asks every kind of device that there might be, which a small step feels.
+    torch.default_generator.manual_seed(drawn)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed(drawn)
 
 
 def _ceiling(trainer: Trainer, metrics: list[dict[str, Any]]) -> float:
@@ -182,6 +186,8 @@ def _memory_peak(device: torch.device) -> int:
 
 
 def _sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
+    if torch.distributed.get_world_size() == 1:
+        return values  # a collective of one is still a wait for another thread, which small steps feel
     total = torch.tensor(values, dtype=torch.float64, device=device)
     torch.distributed.all_reduce(total)
     return total.tolist()
