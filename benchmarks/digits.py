@@ -1,24 +1,30 @@
 """What soft targets carry where labels cannot be trusted: heavy views, wrong labels, and a class that nobody showed.
 
-    python benchmarks/digits.py [--seeds 5] [--noise 0 0.1 0.2 0.4] [--steps 4000] [--workdir FOLDER] [--json]
+    python benchmarks/digits.py [--seeds 5] [--noise 0 0.1 0.2 0.4] [--steps N] [--workdir FOLDER] [--json]
 
-For each seed, a split of its own and a teacher of its training images; then for each share of wrong training labels
-three students of one network and one number of steps: `soft` on heavy views with alpha 1, `hard` on the same views with
-the label that the image had, `plain` on the images as they are. Accuracy and calibration error are of held-out images.
-A difference is of the same images under the same seed; its interval is of resampled seeds and images. `left out`: a
-class of which no view is trained on (Hinton, Vinyals and Dean, 2015, section 3), and the share of its held-out images
-that the soft student gives that class. `--plot FILE` draws accuracy by label noise.
+For each seed, a split of its own and a teacher of its training images; then three students of one network and one
+number of steps: `soft` on heavy views with alpha 1, `hard` on the same views with the label that the image had, `plain`
+on the images as they are; hard and plain for each share of wrong training labels, soft once, since it reads none.
+Accuracy, negative log-likelihood in nats and calibration error are of held-out images. A difference is of the same
+images under the same seed; its 95% interval is of resampled seeds and images. `left out`: a class of which no view is
+trained on (Hinton, Vinyals and Dean, 2015, section 3), and the share of its held-out images that the soft student gives
+that class, as it is and with the class's bias raised to what is best on development images. `--plot FILE` draws
+accuracy and calibration error by label noise. What is trained already is not trained again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
+import socket
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +32,7 @@ import torch
 from distributed_kd import __version__, stages
 from distributed_kd.corpus.batch import collate
 from distributed_kd.corpus.sequences import Sequences
+from distributed_kd.launch.processors import set_processors
 from distributed_kd.launch.ray_session import ray_session
 from distributed_kd.models.load import load_model
 from distributed_kd.recipe import Recipe, load
@@ -33,113 +40,189 @@ from distributed_kd.store.filesystem import Store
 
 RECIPE, TEACHER = "recipes/augmented-digits.yaml", "recipes/digits-teacher.yaml"
 STUDENTS = ("soft", "hard", "plain")
+FIRST_SEED = 100  # the regime was chosen on splits of other seeds
 LEFT_OUT, BINS, RESAMPLES = 3, 15, 10_000
+TRAININGS = multiprocessing.get_context("forkserver")
+IMPORTED = [  # before a training is forked
+    "__main__", "distributed_kd.student.train", "distributed_kd.models.feature_classifier",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+]  # fmt: skip
+BIASES = np.linspace(0.0, 10.0, 101)
+
+
+class Answers(NamedTuple):
+    """Of n images: which they are, [n, C] log-probabilities, [n] labels."""
+
+    images: np.ndarray
+    log_p: np.ndarray
+    labels: np.ndarray
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--noise", type=float, nargs="+", default=[0.0, 0.1, 0.2, 0.4])
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, help="of the three students; the recipe's when not given")
     parser.add_argument("--workdir", type=Path, default=Path("runs/digits/benchmark"))
-    parser.add_argument("--plot", type=Path, help="a PNG of accuracy by label noise")
+    parser.add_argument("--plot", type=Path, help="a PNG of accuracy and calibration error by label noise")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     begun = time.monotonic()
+    set_processors(os.environ, ranks=1)
+    TRAININGS.set_forkserver_preload(IMPORTED)
+    seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)
     with ray_session(None):
-        found = [
-            one_seed(options.workdir / f"seed-{seed}", seed, options.noise, options.steps)
-            for seed in range(options.seeds)
-        ]
-    rows = [row_of(noise, [own[f"{noise:g}"] for own in found]) for noise in options.noise]
+        found = [one_seed(options.workdir / f"seed-{seed}", seed, options.noise, options.steps) for seed in seeds]
+    rows = [row_of(noise, [own | own[f"{noise:g}"] for own in found]) for noise in options.noise]
     report = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": {"distributed_kd": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "seeds": options.seeds, "steps": options.steps, "seconds": time.monotonic() - begun,
-        "teacher": mean_and_sd([own["teacher"].mean() for own in found]),
-        "left_out": {"class": LEFT_OUT, "recalled": mean_and_sd([own["left_out"].mean() for own in found])},
+        "seeds": list(seeds), "steps": options.steps or load(RECIPE).trainer.steps,
+        "seconds": time.monotonic() - begun,
+        "images": {"train": [own["trained"] for own in found], "held_out": [len(own["soft"].images) for own in found]},
+        "teacher": metrics_of([own["teacher"] for own in found]),
+        "left_out": {"class": LEFT_OUT, **{
+            name: mean_and_sd([own["left_out"][name] for own in found]) for name in found[0]["left_out"]
+        }},
         "rows": rows,
     }  # fmt: skip
     if options.plot:
-        plot(rows, report["teacher"]["mean"], options.plot)
+        plot(rows, report["teacher"], options.plot)
     print(json.dumps(report)) if options.json else show(report)
 
 
-def one_seed(workdir: Path, seed: int, noises: list[float], steps: int) -> dict[str, Any]:
-    """By label noise, which held-out images each student has right and how sure it was; of the teacher the same."""
-    common = [f"corpus.seed={seed}", f"trainer.seed={seed}", f"trainer.steps={steps}"]
-    teacher = load(TEACHER, [*common, f"workdir={workdir}/teacher"])
-    stages.prepare(teacher)
-    stages.train(teacher)
+def one_seed(workdir: Path, seed: int, noises: list[float], steps: int | None) -> dict[str, Any]:
+    """What each student answers to the held-out images, hard and plain by label noise; of the teacher the same."""
+    common = [f"corpus.seed={seed}", f"trainer.seed={seed}"]
+    teacher = trained(TEACHER, [*common, f"workdir={workdir}/teacher"])
+    own = [*common, "baseline=off", *([] if steps is None else [f"trainer.steps={steps}"])]
+    taught = [*own, f"teachers=[{{model: {workdir}/teacher/student/export}}]"]
+    labelled = [*own, "teachers=[]", "objective.alpha=0"]
+    soft = trained(RECIPE, [*taught, f"workdir={workdir}/soft"])
     held_out = Sequences.of(teacher)
-    weights = f"teachers=[{{model: {workdir}/teacher/student/export}}]"
-    found: dict[str, Any] = {"teacher": judged(teacher, "student", held_out)[0]}
+    found: dict[str, Any] = {
+        "teacher": answers(teacher, held_out), "soft": answers(soft, held_out),
+        "trained": held_out.manifest.splits["train"].documents,
+    }  # fmt: skip
     for noise in noises:
-        own = [*common, weights, f"corpus.label_noise={noise}"]
-        viewed = trained([*own, f"workdir={workdir}/noise-{noise:g}"])
-        plain = trained([
-            *own, f"workdir={workdir}/plain-{noise:g}", "teachers=[]", "objective.alpha=0", "baseline=off",
-            "corpus.augment=[]", "corpus.views=1",
-        ])  # fmt: skip
-        of = {"soft": (viewed, "student"), "hard": (viewed, "baseline"), "plain": (plain, "student")}
-        found[f"{noise:g}"] = {name: judged(recipe, arm, held_out) for name, (recipe, arm) in of.items()}
-    less = [*common, weights, f"corpus.without_classes=[{LEFT_OUT}]", f"workdir={workdir}/left-out", "baseline=off"]
-    right, _, labels = judged(trained(less), "student", held_out)
-    found["left_out"] = right[labels == LEFT_OUT]
+        noisy = [*labelled, f"corpus.label_noise={noise}"]
+        hard = trained(RECIPE, [*noisy, f"workdir={workdir}/hard-{noise:g}"])
+        plain = trained(RECIPE, [*noisy, f"workdir={workdir}/plain-{noise:g}", "corpus.augment=[]", "corpus.views=1"])
+        found[f"{noise:g}"] = {"hard": answers(hard, held_out), "plain": answers(plain, held_out)}
+    less = trained(RECIPE, [*taught, f"workdir={workdir}/left-out", f"corpus.without_classes=[{LEFT_OUT}]"])
+    found["left_out"] = left_out(answers(less, held_out), answers(less, held_out, "development"))
     return found
 
 
-def trained(overrides: list[str]) -> Recipe:
-    recipe = load(RECIPE, overrides)
+def trained(file: str, overrides: list[str]) -> Recipe:
+    recipe = load(file, overrides)
     stages.prepare(recipe)
     if recipe.teachers:
         stages.cache(recipe)
-    stages.train(recipe)
+    own = TRAININGS.Process(target=train_as_the_one_rank, args=(file, overrides))
+    own.start()
+    own.join()
+    if own.exitcode:
+        raise SystemExit(own.exitcode)
     return recipe
 
 
+def train_as_the_one_rank(file: str, overrides: list[str]) -> None:
+    """In a process that is forked with torch and DeepSpeed imported, which takes longer than a training here."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # DeepSpeed talks, and stdout is for the report
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    stages.train(load(file, overrides))
+
+
 @torch.no_grad()
-def judged(recipe: Recipe, arm: str, held_out: Sequences) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """[images] each: whether it is right (1 or 0), its confidence, the label. Of the validation split, in order."""
-    model = load_model(Path(Store(recipe.workdir).path(f"{arm}/export")), torch.float32, torch.device("cpu"))
-    batch = collate([one for entry in held_out.shards("validation") for one in held_out.read(entry.shard)])
+def answers(recipe: Recipe, held_out: Sequences, split: str = "validation") -> Answers:
+    """The student's, to the split's images in order."""
+    model = load_model(Path(Store(recipe.workdir).path("student/export")), torch.float32, torch.device("cpu"))
+    sequences = [one for entry in held_out.shards(split) for one in held_out.read(entry.shard)]
+    batch = collate(sequences)
     assert batch.features is not None
-    confidence, best = model(torch.from_numpy(batch.features)).logits[:, 0].softmax(dim=1).max(dim=1)
-    labels = batch.labels[:, 0]
-    return (best.numpy() == labels).astype(float), confidence.numpy(), labels
+    log_p = model(torch.from_numpy(batch.features)).logits[:, 0].log_softmax(dim=1)
+    return Answers(np.array([one.documents[0] for one in sequences]), log_p.double().numpy(), batch.labels[:, 0])
 
 
-def row_of(noise: float, seeds: list[dict[str, tuple[np.ndarray, ...]]]) -> dict[str, Any]:
-    row: dict[str, Any] = {"label_noise": noise}
-    for name in STUDENTS:
-        row[name] = {
-            "accuracy": mean_and_sd([own[name][0].mean() for own in seeds]),
-            "ece": mean_and_sd([calibration_error(*own[name][:2]) for own in seeds]),
-        }
+def left_out(validation: Answers, development: Answers) -> dict[str, float]:
+    """The share of the class's images given it, of all images that are right, and both with the bias raised."""
+    right = [float((raised(development.log_p, bias) == development.labels).mean()) for bias in BIASES]
+    bias = float(BIASES[int(np.argmax(right))])
+    found = {"bias": bias}
+    for name, own in (("", 0.0), ("_raised", bias)):
+        is_right = raised(validation.log_p, own) == validation.labels
+        found[f"recalled{name}"] = float(is_right[validation.labels == LEFT_OUT].mean())
+        found[f"accuracy{name}"] = float(is_right.mean())
+    return found
+
+
+def raised(log_p: np.ndarray, bias: float) -> np.ndarray:
+    """[n] classes."""
+    return (log_p + bias * (np.arange(log_p.shape[1]) == LEFT_OUT)).argmax(axis=1)
+
+
+# A metric is of an answer to n images and of [R, n] weights, how often each image is drawn: [R].
+
+
+def accuracy(own: Answers, weights: np.ndarray) -> np.ndarray:
+    return mean_of(own.log_p.argmax(axis=1) == own.labels, weights)
+
+
+def nll(own: Answers, weights: np.ndarray) -> np.ndarray:
+    return mean_of(-own.log_p[np.arange(len(own.labels)), own.labels], weights)
+
+
+def ece(own: Answers, weights: np.ndarray) -> np.ndarray:
+    confidence = np.exp(own.log_p.max(axis=1))
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    gaps = (confidence - (own.log_p.argmax(axis=1) == own.labels))[:, None] * (bins[:, None] == np.arange(BINS))
+    return np.abs(mean_of(gaps, weights)).sum(axis=1)
+
+
+def mean_of(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return (weights @ values.astype(float)) / weights.sum(axis=1).reshape(-1, *[1] * (values.ndim - 1))
+
+
+METRICS: dict[str, Callable[[Answers, np.ndarray], np.ndarray]] = {"accuracy": accuracy, "nll": nll, "ece": ece}
+
+
+def row_of(noise: float, seeds: list[dict[str, Any]]) -> dict[str, Any]:
+    row: dict[str, Any] = {"label_noise": noise} | {name: metrics_of([own[name] for own in seeds]) for name in STUDENTS}
     for other in ("hard", "plain"):
-        differences = [own["soft"][0] - own[other][0] for own in seeds]
-        row[f"soft - {other}"] = {
-            "difference": float(np.mean([one.mean() for one in differences])),
-            "interval": interval(differences),
-        }
+        row[f"soft - {other}"] = differences([own["soft"] for own in seeds], [own[other] for own in seeds])
     return row
 
 
-def interval(differences: list[np.ndarray]) -> list[float]:
-    """95%: seeds are drawn, and of each the images."""
+def metrics_of(seeds: list[Answers]) -> dict[str, dict[str, float]]:
+    return {name: mean_and_sd([float(metric(own, once(own))[0]) for own in seeds]) for name, metric in METRICS.items()}
+
+
+def differences(mine: list[Answers], others: list[Answers]) -> dict[str, dict[str, Any]]:
+    """By metric. An image that is held out under several seeds is drawn, or not, under all of them."""
     drawn = np.random.default_rng(0)
-    seeds = drawn.integers(0, len(differences), (RESAMPLES, len(differences)))
-    means = np.empty(seeds.shape)
-    for seed, own in enumerate(differences):
-        at = seeds == seed
-        means[at] = [own[drawn.integers(0, len(own), len(own))].mean() for _ in range(int(at.sum()))]
-    return [float(edge) for edge in np.quantile(means.mean(axis=1), [0.025, 0.975])]
+    every = np.unique(np.concatenate([own.images for own in mine]))
+    times = drawn.multinomial(len(every), np.full(len(every), 1 / len(every)), RESAMPLES).astype(float)
+    seeds = drawn.integers(0, len(mine), (RESAMPLES, len(mine)))
+    found = {}
+    for name, metric in METRICS.items():
+        pairs = list(zip(mine, others, strict=True))
+        means = [float(metric(one, once(one))[0] - metric(other, once(other))[0]) for one, other in pairs]
+        weights = [times[:, np.searchsorted(every, one.images)] for one, _ in pairs]
+        by_seed = np.stack([metric(*one) - metric(*other) for one, other in (
+            ((one, own), (other, own)) for (one, other), own in zip(pairs, weights, strict=True)
+        )], axis=1)  # fmt: skip
+        resampled = np.take_along_axis(by_seed, seeds, axis=1).mean(axis=1)
+        edges = [float(edge) for edge in np.quantile(resampled, [0.025, 0.975])]
+        found[name] = {"difference": float(np.mean(means)), "interval": edges, "by_seed": means}
+    return found
 
 
-def calibration_error(right: np.ndarray, confidence: np.ndarray) -> float:
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    gaps = np.bincount(bins, confidence, BINS) - np.bincount(bins, right, BINS)
-    return float(np.abs(gaps).sum() / len(right))
+def once(own: Answers) -> np.ndarray:
+    return np.ones((1, len(own.labels)))
 
 
 def mean_and_sd(values: list[float]) -> dict[str, float]:
@@ -147,25 +230,26 @@ def mean_and_sd(values: list[float]) -> dict[str, float]:
 
 
 def show(report: dict[str, Any]) -> None:
-    print(f"{report['machine']}; {report['seeds']} seeds, {report['steps']} steps each, {report['seconds']:.0f} s")
-    recalled = report["left_out"]["recalled"]["mean"]
-    print(f"teacher {report['teacher']['mean']:.3f}; class {LEFT_OUT} never shown: {recalled:.3f}")
+    print(f"{report['machine']}; {len(report['seeds'])} seeds, {report['steps']} steps, {report['seconds']:.0f} s")
+    left = {name: own["mean"] for name, own in report["left_out"].items() if name != "class"}
     print(
-        f"{'noise':>6}"
-        + "".join(f"{name:>8}{'ece':>7}" for name in STUDENTS)
-        + f"{'soft - hard':>26}{'soft - plain':>26}"
+        f"teacher {report['teacher']['accuracy']['mean']:.3f}; class {LEFT_OUT} never shown: {left['recalled']:.3f}, "
+        f"with its bias raised by {left['bias']:.1f} {left['recalled_raised']:.3f}"
     )
-    for row in report["rows"]:
-        own = "".join(f"{row[name]['accuracy']['mean']:8.3f}{row[name]['ece']['mean']:7.3f}" for name in STUDENTS)
-        said = ""
-        for other in ("hard", "plain"):
-            found = row[f"soft - {other}"]
-            low, high = found["interval"]
-            said += f"{found['difference']:+10.3f} [{low:+.3f}, {high:+.3f}]".rjust(26)
-        print(f"{row['label_noise']:6.2f}{own}{said}")
+    for name in METRICS:
+        print(
+            f"{name:>8}" + "".join(f"{student:>8}" for student in STUDENTS) + f"{'soft - hard':>27}{'soft - plain':>27}"
+        )
+        for row in report["rows"]:
+            own = "".join(f"{row[student][name]['mean']:8.3f}" for student in STUDENTS)
+            for other in ("hard", "plain"):
+                found = row[f"soft - {other}"][name]
+                low, high = found["interval"]
+                own += f"{found['difference']:+10.3f} [{low:+.3f}, {high:+.3f}]".rjust(27)
+            print(f"{row['label_noise']:8.2f}{own}")
 
 
-def plot(rows: list[dict[str, Any]], teacher: float, file: Path) -> None:
+def plot(rows: list[dict[str, Any]], teacher: dict[str, dict[str, float]], file: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -175,14 +259,18 @@ def plot(rows: list[dict[str, Any]], teacher: float, file: Path) -> None:
         "soft": "soft targets on heavy views (alpha 1)", "hard": "labels on the same views",
         "plain": "labels, images as they are",
     }  # fmt: skip
-    figure, axes = pyplot.subplots(figsize=(6.4, 4.4), layout="constrained")
+    panels = {"accuracy": "held-out accuracy, %", "ece": "calibration error, points"}
+    figure, both = pyplot.subplots(1, 2, figsize=(9.6, 4.4), layout="constrained")
     noise = [100 * row["label_noise"] for row in rows]
-    for name, title in titles.items():
-        means, sds = ([100 * row[name]["accuracy"][key] for row in rows] for key in ("mean", "sd"))
-        axes.errorbar(noise, means, yerr=sds, marker="o", capsize=3, label=title)
-    axes.axhline(100 * teacher, color="0.5", linestyle=":", label="teacher, trained on right labels")
-    axes.set(xlabel="wrong training labels, %", ylabel="held-out accuracy, %")
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    for axes, (metric, title) in zip(both, panels.items(), strict=True):
+        for name in STUDENTS:
+            means, sds = ([100 * row[name][metric][key] for row in rows] for key in ("mean", "sd"))
+            axes.errorbar(noise, means, yerr=sds, marker="o", capsize=3, label=titles[name])
+        axes.axhline(
+            100 * teacher[metric]["mean"], color="0.5", linestyle=":", label="teacher, trained on right labels"
+        )
+        axes.set(xlabel="wrong training labels, %", ylabel=title)
+    figure.legend(*both[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(file, dpi=150)
 
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 @pytest.mark.long
 def test_soft_targets_of_heavy_views_beat_labels_of_which_many_are_wrong(tmp_path: Path) -> None:
     pytest.importorskip("sklearn", reason="scikit-learn, which carries the digits, is not installed")
-    short = ["trainer.steps=300", "corpus.views=4"]
+    short = ["trainer.steps=300", "trainer.global_batch=64", "trainer.micro_batch=64", "corpus.views=4"]
     teacher = f"{{recipe: recipes/digits-teacher.yaml, overrides: [{', '.join(short)}, workdir={tmp_path}/teacher]}}"
     done = dkd(
         "run", "recipes/augmented-digits.yaml", f"workdir={tmp_path}/work", "corpus.label_noise=0.4", *short,
