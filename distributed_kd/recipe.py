@@ -443,6 +443,11 @@ class Baseline(Section):
     """The same student, initialisation, data, order and steps on hard labels alone; only what differs is said."""
 
     learning_rate: float | None = Field(None, gt=0.0, description="the trainer's when not given")
+    global_batch: Positive | None = Field(
+        None,
+        description="the trainer's when not given; where `corpus.labelled_fraction` is f, 1/f times as many sequences "
+        "hold as many labels as a batch of a teacher that was trained on labels alone",
+    )
 
 
 class Evaluate(Section):
@@ -479,6 +484,13 @@ class Recipe(Section):
     @classmethod
     def _off(cls, value: Any) -> Any:
         return None if value is False or value == "off" else value
+
+    @model_validator(mode="after")
+    def _baseline_batch_is_whole(self) -> Recipe:
+        batch, micro = None if self.baseline is None else self.baseline.global_batch, self.trainer.micro_batch
+        if batch is not None and batch % micro:
+            raise ValueError(f"baseline.global_batch {batch} is not a multiple of trainer.micro_batch {micro}")
+        return self
 
     @model_validator(mode="after")
     def _temperature_is_cached(self) -> Recipe:

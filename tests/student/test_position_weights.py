@@ -110,3 +110,11 @@ def test_the_baseline_takes_every_position_and_other_students_keep_their_fingerp
     assert made_from(plain, "baseline") == made_from(weighed, "baseline")
     assert "entropy_share" not in made_from(plain, "student")
     assert made_from(weighed, "student")["entropy_share"] == 0.5
+
+
+def test_a_baseline_may_take_more_sequences_a_step() -> None:
+    recipe = parse(MINIMAL | {"baseline": {"global_batch": 80}})
+    batches = [artifact.arm_recipe(recipe, arm).trainer.global_batch for arm in artifact.ARMS]
+    assert batches == [recipe.trainer.global_batch, 80]
+    with pytest.raises(RequestError, match=r"baseline\.global_batch 5 is not a multiple of trainer\.micro_batch 4"):
+        parse(MINIMAL | {"baseline": {"global_batch": 5}, "trainer": {"epochs": 1, "micro_batch": 4}})
