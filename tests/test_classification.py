@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from distributed_kd import cache
+from distributed_kd.cache.verify import verify
 from distributed_kd.corpus.prepare import prepare
 from distributed_kd.errors import RequestError
 from distributed_kd.evaluate.evaluate import evaluate
@@ -141,6 +142,7 @@ def test_frames_without_a_label_learn_from_the_teacher_alone(
     split = manifest.splits["train"]
     assert 0 < split.unlabelled < split.positions and split.sequences > split.documents
     capture(parse(own))
+    assert verify(f"{own['workdir']}/cache", 1).all_good
     none = own | {"workdir": f"{own['workdir']}-none", "corpus": own["corpus"] | {"labelled_fraction": 0.0}}
     prepare(parse(none))
     capture(parse(none))

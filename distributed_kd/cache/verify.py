@@ -24,6 +24,7 @@ from distributed_kd.cache.reader import read_rows
 from distributed_kd.cache.receipts import Receipts
 from distributed_kd.cache.shard import Row
 from distributed_kd.cache.soft_targets import NO_ID
+from distributed_kd.corpus.sequences import NO_LABEL
 from distributed_kd.errors import RequestError
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import INDEX_NAME, IndexReference, ShardEntry, ShardIndex, read_known, shard_name
@@ -124,6 +125,7 @@ def _check_row(row: Row, manifest: CacheManifest, shard: int) -> None:
     if input_ids.min(initial=0) < 0 or input_ids.max(initial=0) >= vocabulary:
         raise RequestError(f"{where} an input id is not of a vocabulary of {vocabulary}")
     labels = row.sequence.given_labels
+    labels = None if labels is None else labels[labels != NO_LABEL]
     if labels is not None and (labels.min(initial=0) < 0 or labels.max(initial=0) >= vocabulary):
         raise RequestError(f"{where} a label is not of a vocabulary of {vocabulary}")
     kept = targets.ids != NO_ID
