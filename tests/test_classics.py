@@ -27,7 +27,7 @@ def test_soft_targets_of_heavy_views_beat_labels_of_which_many_are_wrong(tmp_pat
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["models"]["teacher"]["accuracy"] > 0.85
-    for figure, sign in (("accuracy", 1), ("ece", -1), ("kl_from_teacher", -1)):
+    for figure, sign in (("accuracy", 1), ("cross_entropy", -1), ("kl_from_teacher", -1)):
         low, high = sorted(sign * edge for edge in report["differences"][figure]["interval"])
         assert low > 0, (figure, low, high)
 
