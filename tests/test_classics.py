@@ -37,12 +37,12 @@ def test_an_ensembles_student_beats_labels_on_real_speech(tmp_path: Path) -> Non
     for module in ("pocketsphinx", "G722"):
         pytest.importorskip(module, reason=f"{module}, which the built-in speech needs, is not installed")
     members = ", ".join(
-        f"{{recipe: recipes/acoustic-member.yaml, overrides: [trainer.seed={seed}, trainer.epochs=2, "
+        f"{{recipe: recipes/acoustic-member.yaml, overrides: [trainer.seed={seed}, trainer.steps=200, "
         f"workdir={tmp_path}/member-{seed}]}}"
         for seed in (1, 2, 3)
     )
     done = dkd(
-        "run", "recipes/hinton-ensemble.yaml", f"workdir={tmp_path}/work", "trainer.epochs=2", f"teachers=[{members}]",
+        "run", "recipes/hinton-ensemble.yaml", f"workdir={tmp_path}/work", "trainer.steps=200", f"teachers=[{members}]",
         "trainer.processes=1", "--json", cwd=ROOT,
     )  # fmt: skip
     if "could not fetch them" in done.stderr:
