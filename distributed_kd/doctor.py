@@ -94,7 +94,7 @@ def _ranks(recipe: Recipe | None) -> Finding:
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_RANKS_SECONDS)
     except subprocess.TimeoutExpired:
-        fix = "set GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME, or remove TORCH_EXTENSIONS_DIR's locks of a killed start"
+        fix = "set GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME to the network between the ranks"
         return Finding("ranks", "missing", f"{count} ranks did not come together in {_RANKS_SECONDS} s", fix)
     backend = "NCCL" if torch.cuda.is_available() else "gloo"
     if done.returncode == 0:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 
+from distributed_kd.launch.abandoned_builds import remove_abandoned_locks
+
 
 def main() -> None:
     import torch
@@ -17,6 +19,7 @@ def main() -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     import deepspeed
 
+    remove_abandoned_locks()
     deepspeed.init_distributed("nccl" if cuda else "gloo", timeout=timedelta(seconds=60))
     one = torch.ones(1, device="cuda" if cuda else "cpu")
     torch.distributed.all_reduce(one)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed_kd.errors import RequestError
+from distributed_kd.launch.abandoned_builds import remove_abandoned_locks
 from distributed_kd.recipe import Trainer
 from distributed_kd.student.model import DistillationModel
 
@@ -73,6 +74,7 @@ def start_engine(model: DistillationModel, trainer: Trainer, config: dict[str, A
             f"trainer.precision {trainer.precision}: the {accelerator.device_name()} here does not compute in it; "
             f"choose {others}"
         )
+    remove_abandoned_locks()
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],
