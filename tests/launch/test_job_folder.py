@@ -29,6 +29,7 @@ def test_a_dry_run_names_every_file_and_asks_no_cluster(toy_recipe: dict[str, An
     code = {str(path.relative_to(ROOT)) for path in (ROOT / "distributed_kd").rglob("*.py")}
     assert files.keys() - code == {
         "jobs/cache.py", "recipe.yaml", "distributed_kd/py.typed", "distributed_kd/evaluate/page/report.html.j2",
+        "distributed_kd/evaluate/page/style.css",
     }  # fmt: skip
     assert code <= files.keys()
     assert sent["working_dir"]["bytes"] == sum(files.values())
