@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from over_seeds import mean_and_sd
 
 from distributed_kd import __version__, stages
 from distributed_kd.corpus.batch import collate
@@ -223,10 +224,6 @@ def differences(mine: list[Answers], others: list[Answers]) -> dict[str, dict[st
 
 def once(own: Answers) -> np.ndarray:
     return np.ones((1, len(own.labels)))
-
-
-def mean_and_sd(values: list[float]) -> dict[str, float]:
-    return {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}
 
 
 def show(report: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from over_seeds import mean_and_sd
 
 from distributed_kd import __version__, stages
 from distributed_kd.corpus.batch import by_length
@@ -160,10 +161,6 @@ def interval(differences: list[np.ndarray], documents: np.ndarray) -> list[float
     of_documents = drawn.multinomial(count, np.full(count, 1 / count), RESAMPLES)
     means = ((of_seeds @ sums) * of_documents).sum(axis=1) / seeds / (of_documents @ counts)
     return [float(edge) for edge in np.quantile(means, [0.025, 0.975])]
-
-
-def mean_and_sd(values: list[float]) -> dict[str, float]:
-    return {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}
 
 
 def show(report: dict[str, Any]) -> None:

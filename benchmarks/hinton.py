@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from over_seeds import mean_and_sd
 
 from distributed_kd import __version__, stages
 from distributed_kd.corpus.sequences import Sequences
@@ -92,7 +93,8 @@ def scored(
     paths = dict(zip(members, members, strict=True))
     paths |= {name: Store(own.workdir).path(f"{arm}/export") for name, (own, arm) in arms.items()}
     models = {name: load_model(Path(path), torch.float32, torch.device("cpu")) for name, path in paths.items()}
-    rows = [row for entry in Sequences.of(recipe).shards(split) for row in Sequences.of(recipe).read(entry.shard)]
+    sequences = Sequences.of(recipe)
+    rows = [row for entry in sequences.shards(split) for row in sequences.read(entry.shard)]
     weights = {member: spec.weight for member, spec in zip(members, recipe.teachers, strict=True)}
     found = score(
         models, weights, rows, recipe.capture.batch_tokens, recipe.capture.head_chunk, lambda done: None
@@ -148,10 +150,6 @@ def share(student: np.ndarray, other: np.ndarray, ensemble: np.ndarray, position
         shares = np.where(best > base, (own - base) / (best - base), np.where(own > base, np.inf, -np.inf))
     low, high = np.quantile(shares, [0.025, 0.975], method="inverted_cdf")
     return {"share": (whole[0] - whole[1]) / (whole[2] - whole[1]), "interval": [float(low), float(high)]}
-
-
-def mean_and_sd(values: list[float]) -> dict[str, float]:
-    return {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}
 
 
 def show(report: dict[str, Any]) -> None:

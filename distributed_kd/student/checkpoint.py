@@ -1,9 +1,8 @@
 """Checkpoints that are complete or not there: DeepSpeed's own `latest` file is not atomic, our marker is.
 
 A checkpoint is `step-NNNNNNNN/`, written by all ranks, and counts once `step-NNNNNNNN.json` stands beside it, which
-names its files and their sizes. Frozen parameters are not in it: of adapters the whole model below them would be.
-What ranks write is divided over them; `step-NNNNNNNN.universal/` is the same made
-whole, for another number of ranks.
+names its files and their sizes. Frozen parameters are not in it: of adapters the whole model below them would be. What
+ranks write is divided over them; `step-NNNNNNNN.universal/` is the same made whole, for another number of ranks.
 
 Of a workdir in a bucket they are written to the disk of each host, its own ranks' files, and from there go to the
 bucket in the background (`upload.py`): a host that is new downloads what its ranks need.
