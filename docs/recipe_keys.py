@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from distributed_kd.recipe import Recipe
+from distributed_kd.recipe.section import section_of
 
 PAGE = Path(__file__).with_name("recipe-keys.md")
 _NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "nothing"}
@@ -19,21 +20,21 @@ def page() -> str:
     lines = [
         "# The keys of a recipe",
         "",
-        "Made by `python docs/recipe_keys.py` from the models in `distributed_kd/recipe.py`. Any key can be given",
+        "Made by `python docs/recipe_keys.py` from the models in `distributed_kd/recipe/`. Any key can be given",
         "after the recipe on the command line, as `KEY.PATH=VALUE`; an unknown one is an error that names the nearest.",
     ]
-    sections = {name: field for name, field in Recipe.model_fields.items() if _section(field.annotation)}
+    sections = {name: field for name, field in Recipe.model_fields.items() if section_of(field.annotation)}
     plain = {name: field for name, field in Recipe.model_fields.items() if name not in sections}
     lines += ["", *_table(plain)]
     for name, field in sections.items():
-        model = _section(field.annotation)
+        model = section_of(field.annotation)
         assert model is not None
         is_list = get_origin(field.annotation) is list
         lines += ["", f"## {name}{' (a list)' if is_list else ''}", ""]
         lines += [_sentence(field.description), ""] if field.description else []
         lines += _table(model.model_fields)
         for inner, own in model.model_fields.items():
-            nested = _section(own.annotation)
+            nested = section_of(own.annotation)
             if nested is not None:
                 lines += ["", f"### {name}.{inner}", "", *_table(nested.model_fields)]
     return "\n".join(lines) + "\n"
@@ -46,13 +47,6 @@ def _table(fields: dict[str, FieldInfo]) -> list[str]:
         said = (field.description or "").replace("|", "\\|")
         rows.append(f"| `{name}` | {kind} | {_default(field)} | {said} |")
     return rows
-
-
-def _section(annotation: Any) -> type[BaseModel] | None:
-    """The model behind a key that has keys of its own, in a list or optional too."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for one in get_args(annotation) if (found := _section(one)) is not None), None)
 
 
 def _kind(annotation: Any, metadata: list[Any] | None = None) -> str:

@@ -1,0 +1,124 @@
+"""A recipe: its sections, and what they ask of each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from distributed_kd.recipe.capture import Capture
+from distributed_kd.recipe.corpus import Corpus
+from distributed_kd.recipe.evaluate import Baseline, Evaluate
+from distributed_kd.recipe.objective import Objective
+from distributed_kd.recipe.section import Section
+from distributed_kd.recipe.student import Student
+from distributed_kd.recipe.targets import Targets
+from distributed_kd.recipe.teacher import Teacher
+from distributed_kd.recipe.trainer import Trainer
+
+
+class Recipe(Section):
+    name: str = Field(min_length=1, description="what the report calls the run")
+    workdir: str = Field(description="folder or bucket, s3://..., that every artifact lies under")
+    corpus: Corpus
+    teachers: list[Teacher] = Field(
+        description="one; or several, whose mean is distilled; or none, for a student of hard labels alone"
+    )
+    targets: Targets = Targets()
+    capture: Capture = Capture()
+    student: Student
+    objective: Objective = Objective()
+    trainer: Trainer
+    baseline: Baseline | None = Field(
+        default_factory=Baseline, description="the same student on hard labels alone, with what is said here; off: none"
+    )
+    evaluate: Evaluate = Evaluate()
+
+    @field_validator("baseline", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return None if value is False or value == "off" else value
+
+    @model_validator(mode="after")
+    def _baseline_batch_is_whole(self) -> Recipe:
+        batch, micro = None if self.baseline is None else self.baseline.global_batch, self.trainer.micro_batch
+        if batch is not None and batch % micro:
+            raise ValueError(f"baseline.global_batch {batch} is not a multiple of trainer.micro_batch {micro}")
+        return self
+
+    @model_validator(mode="after")
+    def _temperature_is_cached(self) -> Recipe:
+        if self.objective.temperature not in self.targets.temperatures:
+            raise ValueError(
+                f"objective.temperature {self.objective.temperature:g} is not in targets.temperatures "
+                f"{[float(t) for t in self.targets.temperatures]}; add it there or choose one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _codec_keeps_the_targets(self) -> Recipe:
+        codec, method = self.capture.codec, self.targets.method
+        if codec == "dense-1" and method != "full":
+            raise ValueError(f"capture.codec dense-1 goes with targets.method full, not {method}; choose compact-1")
+        if codec == "compact-1" and method == "full":
+            raise ValueError("capture.codec compact-1 is for targets of few ids; choose dense-1 with method full")
+        if codec == "compact-1" and self.targets.are_weighted:
+            raise ValueError(
+                f"capture.codec compact-1 keeps counts, and ids drawn at T = {self.targets.drawn_at:g} for "
+                f"{[float(t) for t in self.targets.temperatures]} carry weights; choose plain-1, or list one "
+                "temperature and draw at it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _divergence_is_right_in_the_mean(self) -> Recipe:
+        if self.targets.method == "sample" and self.objective.divergence != "forward_kl":
+            raise ValueError(
+                f"objective.divergence {self.objective.divergence} is biased for targets that are drawn (method "
+                "sample): only forward_kl's gradient is right in the mean over draws; choose it, or method top_k"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _classes_are_of_texts(self) -> Recipe:
+        if self.student.classes is not None and (self.corpus.task != "classification" or self.corpus.takes_features):
+            raise ValueError("student.classes goes with corpus.task classification of texts")
+        return self
+
+    @model_validator(mode="after")
+    def _architecture_has_the_task(self) -> Recipe:
+        if self.student.architecture is not None and self.corpus.task not in ("masked_lm", "classification"):
+            raise ValueError(
+                f"student.architecture {self.student.architecture} goes with corpus.task masked_lm and classification, "
+                f"not with {self.corpus.task}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_are_of_the_distribution(self) -> Recipe:
+        objective = self.objective
+        if self.targets.method == "sample" and (objective.confidence_exponent, objective.entropy_share) != (0.0, 1.0):
+            raise ValueError(
+                "objective.confidence_exponent and entropy_share ask for the teacher's probabilities, which drawn "
+                "targets (method sample) only estimate; leave them out, or choose method top_k"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _teachers_fit(self) -> Recipe:
+        if len(self.teachers) > 1 and self.trainer.follow:
+            raise ValueError("trainer.follow goes with one teacher: the mean of several is made when all are captured")
+        if self.teachers:
+            return self
+        if self.objective.alpha > 0.0:
+            raise ValueError(f"without teachers objective.alpha must be 0, not {self.objective.alpha:g}")
+        if self.baseline is not None:
+            raise ValueError("without teachers the student is what a baseline would be; set baseline: off")
+        if self.student.init == "teacher_layers" or self.trainer.follow:
+            raise ValueError("student.init: teacher_layers and trainer.follow need a teacher")
+        return self
+
+    def of_teacher(self, place: int) -> Recipe:
+        """The recipe of the cache of one of several teachers, a folder in that of their mean."""
+        capture = self.capture.model_copy(update={"folder": f"{self.capture.folder}/teacher-{place:02d}"})
+        return self.model_copy(update={"teachers": [self.teachers[place]], "capture": capture})
