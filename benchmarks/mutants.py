@@ -1,12 +1,12 @@
-"""How many small changes to the cache's code, or to the objective's, the fast tests notice: mutation testing.
+"""How many small changes to the code of the cache, the objective or the resumed training the fast tests notice.
 
-    python benchmarks/mutants.py [--group cache|training] [--sample 200] [--seed 0] [--module PART ...] [--show]
+    python benchmarks/mutants.py [--group cache|training|resume] [--sample 200] [--seed 0] [--module PART ...] [--show]
 
-Mutants are made by cosmic-ray's operators (`pip install 'distributed-kd[mutants]'`). Each is tested in a fork of this
-process, which has imported what the package imports, with kernels interpreted: nothing is compiled again. A run of
-the unchanged code comes first; tests that take longer than `_SLOWEST` seconds, or that read the code in another
-process, are left out, the rest runs quickest first until one fails. A mutant that a test fails on, that cannot be
-imported, or that takes too long is killed.
+Mutation testing, by mutants that cosmic-ray's operators make (`pip install 'distributed-kd[mutants]'`). Each is tested
+in a fork of this process, which has imported what the package imports, with kernels interpreted: nothing is compiled
+again. A run of the unchanged code comes first; tests that take longer than `_SLOWEST` says, or that read the code in
+another process, are left out, the rest runs quickest first until one fails. A mutant that a test fails on, that cannot
+be imported, or that takes too long is killed.
 
 Left out, since no test could tell: annotations of functions and variables, decorators that change nothing here, `is`
 for `==` and back, and the wording of errors.
@@ -47,13 +47,18 @@ MODULES = {
         PACKAGE / "student" / f"{name}.py"
         for name in ("objective", "chunk_gradient", "divergence", "order", "position_targets", "position_weights")
     ],
+    "resume": [PACKAGE / "student" / f"{name}.py" for name in ("checkpoint", "checkpoint_files", "loop", "upload")],
 }
-TESTS = {"cache": ("tests/cache", "tests/store"), "training": ("tests/student",)}
+TESTS = {
+    "cache": ("tests/cache", "tests/store"),
+    "training": ("tests/student",),
+    "resume": tuple(f"tests/student/test_{name}.py" for name in ("checkpoints", "loop", "spikes")),
+}
 _IMPORTED_ONCE = (
     "fsspec.implementations.local", "hypothesis", "pandas", "pyarrow.ipc", "pyarrow.parquet", "pydantic", "pytest",
     "pytest_timeout", "torch", "zstandard",
 )  # fmt: skip
-_SLOWEST = 1  # seconds a test may take when it is interpreted
+_SLOWEST = {"cache": 1, "training": 1, "resume": 10}  # seconds a test may take, kernels interpreted
 _OTHER_PROCESS = ("test_interpreted_kernels", "the_specification_is_enough", "test_the_command", "hostile_caches")
 _MINUTES = ("test_added_kl", "test_damaged_streams", "a_killed_writer")  # when they are interpreted
 _TIMES = 3  # a mutant may take so many times what all tests take
@@ -194,7 +199,7 @@ def pytest_run(plugin: _Quickest, tests: tuple[str, ...], *options: str) -> int:
     return int(pytest.main([*plain, "-m", "not slow", *options, *tests], plugins=[plugin]))
 
 
-def measure(tests: tuple[str, ...]) -> dict[str, float]:
+def measure(tests: tuple[str, ...], slowest: float) -> dict[str, float]:
     """Seconds of each test of the unchanged code, without the slow ones; kept for as long as nothing changes."""
     files = [path for part in ("distributed_kd", "tests") for path in sorted((ROOT / part).rglob("*.py"))]
     digest = hashlib.sha256(repr(tests).encode() + b"".join(map(Path.read_bytes, files))).hexdigest()
@@ -212,7 +217,7 @@ def measure(tests: tuple[str, ...]) -> dict[str, float]:
     status, said = forked(run, 1200)
     if status != 0:
         raise SystemExit(said[-4000:])
-    found = {name: seconds for name, seconds in json.loads(raw.read_text()).items() if seconds <= _SLOWEST}
+    found = {name: seconds for name, seconds in json.loads(raw.read_text()).items() if seconds <= slowest}
     plugin = _Quickest(found)
     status, said = forked(lambda: pytest_run(plugin, tests, "-x"), 1200)
     if status != 0:
@@ -272,7 +277,7 @@ def main() -> None:
     if options.sample is not None and options.sample < len(mutants):
         drawn = random.Random(options.seed).sample(mutants, options.sample)
     print(f"{len(drawn)} of {len(mutants)} mutants, seed {options.seed}", file=sys.stderr)
-    known = measure(tests)
+    known = measure(tests, _SLOWEST[options.group])
     total = sum(known.values())
     print(f"{len(known)} tests of {total:.1f} s", file=sys.stderr)
     dead: Counter[str] = Counter()

@@ -11,11 +11,9 @@ import pytest
 import torch
 
 from distributed_kd.errors import WorkError
-from distributed_kd.recipe import Objective, Trainer
+from distributed_kd.recipe import Trainer
 from distributed_kd.student import loop
-from distributed_kd.student.objective import Loss
-from distributed_kd.student.position_targets import PositionTargets
-from distributed_kd.student.stream import MicroBatch
+from tests.student.scripted_engine import Batches, ScriptedEngine
 
 LOSSES = [2.0, 1.9, 2.1, 2.0, 1.8, 2.2, 2.0, 1.9, 2.1, 2.0]
 
@@ -28,50 +26,13 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
-class Engine:
-    """Gives the losses and gradient norms that it is told to; counts what its optimizer took."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, losses: list[float], norms: dict[int, float]) -> None:
-        self.losses, self.norms, self.global_steps = losses, norms, 0
-        self.module = SimpleNamespace(objective=Objective(alpha=1.0), last_loss=None)
-
-    def __call__(self, batch: MicroBatch, scale: float) -> torch.Tensor:
-        value = torch.tensor(self.losses[self.global_steps])
-        self.module.last_loss = Loss(value, torch.tensor(math.nan), value, value)
-        return value * scale
-
-    def backward(self, loss: torch.Tensor) -> None:
-        return
-
-    def step(self) -> None:
-        self.global_steps += 1
-
-    def get_lr(self) -> list[float]:
-        return [1e-3]
-
-    def get_global_grad_norm(self) -> float:
-        return self.norms.get(self.global_steps - 1, 1.0)
-
-
-class Batches:
-    """A sequence of one position a step, numbered as the step is, in shard 7."""
-
-    def steps(self, first: int, end: int) -> Iterator[list[MicroBatch]]:
-        one = torch.zeros(1, 1, dtype=torch.long)
-        targets = PositionTargets(one[0], one, torch.zeros(1, 1), torch.zeros(1))
-        for step in range(first, end):
-            yield [MicroBatch(one, one, one.bool(), one.bool(), targets, (step,), (7,))]
-
-
 def trained(
     losses: list[float], norms: dict[int, float] | None = None, **said: Any
-) -> tuple[Engine, list[dict[str, Any]], list[int], WorkError | None]:
+) -> tuple[ScriptedEngine, list[dict[str, Any]], list[int], WorkError | None]:
     """(the engine, metrics, steps that were checkpointed, what ended it)."""
     saved: list[int] = []
     checkpoints = SimpleNamespace(save=lambda engine, done, metrics: saved.append(done))
-    engine, metrics = Engine(losses, norms or {}), []
+    engine, metrics = ScriptedEngine(losses, norms or {}), []
     trainer = Trainer(steps=len(losses), global_batch=1, checkpoint_every=1, **said)
     try:
         loop.train(engine, Batches(), trainer, range(len(losses)), metrics, checkpoints, lambda _: None)  # type: ignore[arg-type]
