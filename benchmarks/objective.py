@@ -2,12 +2,13 @@
 
     python benchmarks/objective.py [--positions 2048 --hidden 576 --vocabulary 49152 --k 64] [--json]
 
-Ways alternate within a round, one thread; `time_ratio` and `memory_ratio` are medians over rounds, against the best
-plain cross-entropy of the same round: full logits, torch's chunked linear_cross_entropy, our own path on hard labels
-alone, and on a GPU Liger's and Apple's where they are installed (`liger-kernel`, `cut-cross-entropy`). Memory is the
-peak above what is there before, on the CPU in a process of its own; `chunks` of it is in units of one chunk x V floats,
-the weight's gradient taken off. Rows beginning with "fused" are ours. `errors` are relative errors of our gradients,
-in norm, against float64 on some of the positions.
+Ways alternate within a round, on the CPU on one thread, by its processor time; `time_ratio` and `memory_ratio` are
+medians over rounds, against the best plain cross-entropy of the same round: full logits, torch's chunked
+linear_cross_entropy, our own path on hard labels alone, and on a GPU Liger's and Apple's where they are installed
+(`liger-kernel`, `cut-cross-entropy`). "the head's products alone" is no loss: the logits and both gradients' products,
+a chunk at a time, which every loss over a head takes. Memory is the peak above what is there before, on the CPU in a
+process of its own; `chunks` of it is in units of one chunk x V floats, the weight's gradient taken off. Rows beginning
+with "fused" are ours. `errors` are relative errors of our gradients, in norm, against float64 on some of the positions.
 
 On a GPU: --positions 8192 --hidden 4096 --vocabulary 128256 --dtype bfloat16
 """
@@ -67,6 +68,7 @@ def ways(options: argparse.Namespace, targets: PositionTargets) -> dict[str, Way
         "fused, soft targets alone": ours(options, targets, 1.0),
         "fused, reverse KL": ours(options, targets, 0.5, name="reverse_kl"),
         "dense KL, full logits": lambda h, w: dense_kl(h, w, targets),
+        "the head's products alone": lambda h, w: _Products.apply(h, w, options.chunk or chunk_for(h.device, len(w))),
     }
     if hasattr(F, "linear_cross_entropy"):  # torch 2.13
         chunked = torch.nn.LinearCrossEntropyOptions()
@@ -83,6 +85,24 @@ def ours(
         hidden, Head(weight), targets, temperature=temperature, alpha=alpha, divergence=divergence.find(name),
         chunk=options.chunk or None,
     ).total  # fmt: skip
+
+
+class _Products(torch.autograd.Function):
+    """Gives as gradients the products with the logits themselves."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, chunk: int) -> Tensor:
+        of_hidden, of_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        for own, gradient in zip(hidden.split(chunk), of_hidden.split(chunk), strict=True):
+            logits = own @ weight.T
+            torch.mm(logits, weight, out=gradient)
+            of_weight.addmm_(logits.T, own)
+        ctx.gradients = of_hidden, of_weight, None
+        return hidden.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return ctx.gradients
 
 
 def dense_kl(hidden: Tensor, weight: Tensor, targets: PositionTargets) -> Tensor:
@@ -135,11 +155,12 @@ def errors(hidden: Tensor, weight: Tensor, targets: PositionTargets) -> dict[str
 
 def once(loss: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, weight: Tensor) -> float:
     hidden, weight = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
+    clock = time.perf_counter if hidden.is_cuda else time.process_time
     _wait()
-    begun = time.perf_counter()
+    begun = clock()
     loss(hidden, weight).backward()
     _wait()
-    return time.perf_counter() - begun
+    return clock() - begun
 
 
 def _wait() -> None:

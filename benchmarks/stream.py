@@ -3,9 +3,9 @@
     python benchmarks/stream.py --cache runs/demo/cache [--positions 200000] [--peers PYTHON] [--json]
 
 The rows of a cache (`make demo` leaves one) are repeated, each with an id of its own, until there are so many
-positions, and written anew with each codec. `positions_per_second`: read, checked, decoded and collated by one rank on
-one core, all threads together, nothing else done; the best of `_RUNS` runs after one that warms up. The peers read the
-same ids and float16 logits as arrays of a sequence, with libraries that stand in an environment of their own
+positions, and written anew with each codec. `positions_per_second`: read, checked, decoded and collated by one rank, a
+second of a processor, all threads together; the best of `_RUNS` runs after one that warms up. The peers read the same
+ids and float16 logits as arrays of a sequence, with libraries that stand in an environment of their own
 (`benchmarks/logit_cache/peers.py`); they neither decode nor collate. `data_wait`: the share of a step that waits for
 the reader, its consumer asleep for a batch's positions at `--pace` a second, over an HTTP server on loopback that
 answers after 50 ms and then gives 100 MB/s a connection; `first_step` is the first one's wait, in seconds, not in that
@@ -86,11 +86,11 @@ def stream_of(opened: LogitCache) -> Any:
 def positions_per_second(opened: LogitCache) -> float:
     best = 0.0
     for turn in range(1 + _RUNS):
-        begun, positions = time.perf_counter(), 0
+        begun, positions = time.process_time(), 0
         for batches in stream_of(opened)[0]:
             positions += sum(len(batch.targets) for batch in batches)
         if turn:
-            best = max(best, positions / (time.perf_counter() - begun))
+            best = max(best, positions / (time.process_time() - begun))
     return best
 
 

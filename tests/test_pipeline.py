@@ -131,6 +131,7 @@ def check_report(report: dict[str, Any]) -> None:
     assert report["cache"]["bytes_per_position"] > 0
     for stage in ("prepare", "cache", "train", "evaluate"):
         assert report["stages"][stage]["seconds"] > 0.0
+        assert (report["stages"][stage]["device_seconds"] > 0.0) == (stage != "prepare")
     bins, positions = report["by_teacher_entropy"], report["held_out"]["positions"]
     assert sum(row["positions"] for row in bins) == positions
     for arm in ("student", "baseline"):

@@ -81,7 +81,8 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
         "recipe": recipe.model_dump(mode="json"),
         "fingerprints": {key: value for key, value in made_from.items() if key != "evaluate"},
     }
-    report["stages"]["evaluate"] = Run(time.monotonic() - begun, peak_memory_bytes()).__dict__
+    seconds = time.monotonic() - begun
+    report["stages"]["evaluate"] = Run(seconds, peak_memory_bytes(), seconds).__dict__
     store.remove_leftovers("")
     _put(store, report, workdir, list(arms))
     store.put("recipe.yaml", dump(recipe).encode())
@@ -227,4 +228,5 @@ def _stages(recipe: Recipe, arms: list[str]) -> dict[str, Any]:
 
 
 def _sum(runs: list[Run]) -> Run:
-    return Run(sum(run.seconds for run in runs), max((run.peak_memory_bytes for run in runs), default=0))
+    peak = max((run.peak_memory_bytes for run in runs), default=0)
+    return Run(sum(run.seconds for run in runs), peak, sum(run.device_seconds for run in runs))

@@ -25,6 +25,9 @@ class Evaluate(Section):
         "validation", description="whose documents are scored; development, to choose settings by"
     )
     bootstrap: Positive = Field(10_000, description="resamples of the documents behind each interval")
+    price_hour: float | None = Field(
+        None, ge=0.0, description="of one device, in any currency: the report then says what each stage cost"
+    )
     examples: int = Field(
         3,
         ge=0,

@@ -96,10 +96,12 @@ def refuse_other(found: Manifest, made_from: dict[str, Any], store: Store, what:
 
 @dataclass(frozen=True)
 class Run:
-    """How an artifact was made: wall seconds, and the peak resident memory of the process that did the work."""
+    """How an artifact was made: wall seconds, the peak resident memory of the process that did the work, and the sum
+    over devices (ranks of a training, a replica's where it has a place) of the seconds for which they were held."""
 
     seconds: float
     peak_memory_bytes: int
+    device_seconds: float = 0.0
 
     def put(self, store: Store) -> None:
         store.put(RUN_NAME, json.dumps(self.__dict__).encode())

@@ -108,7 +108,8 @@ def run(recipe: Recipe, arm: str, notes: Path, begun: float, watch: Watch) -> No
         store.remove_leftovers("")
         artifact.put_metrics(store, metrics)
         before = sum(line["seconds"] for line in metrics[:resumed])
-        Run(before + time.time() - begun, peak_memory_bytes()).put(store)
+        seconds = before + time.time() - begun
+        Run(seconds, peak_memory_bytes(), seconds * world).put(store)
         artifact.StudentManifest(
             made_from=made_from,
             fingerprint=key,

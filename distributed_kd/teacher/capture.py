@@ -83,11 +83,11 @@ def capture(recipe: Recipe, order: Callable[[str, np.ndarray], np.ndarray] | Non
         missing = wanted[np.isin(wanted, receipts.missing)]
         if receipts:
             console.say(f"cache: {len(receipts)} of {manifest.shards} shards are there already; going on")
-        peak = peak_memory_bytes()
+        peak, held = peak_memory_bytes(), 0.0
         needs_tables = manifest.tables is None and codecs.find(manifest.codec).build_tables is not None
         if missing.size or needs_tables:
-            manifest, peak = compute(recipe, manifest, positions, missing, receipts, make_tables=needs_tables)
-        Run(time.monotonic() - begun, peak).put(store)
+            manifest, peak, held = compute(recipe, manifest, positions, missing, receipts, make_tables=needs_tables)
+        Run(time.monotonic() - begun, peak, held).put(store)
         return commit(store, manifest, receipts)
 
 
@@ -159,13 +159,13 @@ def compute(
     receipts: Receipts,
     *,
     make_tables: bool,
-) -> tuple[CacheManifest, int]:
+) -> tuple[CacheManifest, int, float]:
     """Captures the missing shards in their order, adding to `receipts`; `positions` are those of every training shard.
 
     make_tables: make the codec's code tables first; those that the manifest names already, if it does. A manifest that
-    is not yet in the store is written before the first shard. Returns the manifest with its code tables, and the
-    replicas' peak memory in bytes. Raises `RequestError` where the teacher is refused, `WorkError` naming the shards
-    that were set aside, when everything else is written.
+    is not yet in the store is written before the first shard. Returns the manifest with its code tables, the replicas'
+    peak memory in bytes, and the seconds for which their devices were held. Raises `RequestError` where the teacher is
+    refused, `WorkError` naming the shards that were set aside, when everything else is written.
     """
     with ray_session(recipe.capture.address) as cluster, task_errors(), stopped_by_sigterm():
         from distributed_kd.teacher.fleet import Fleet
@@ -198,7 +198,7 @@ def compute(
                 f"{len(schedule.set_aside)} of {len(missing)} shards were set aside, the others are written ({lines}); "
                 "mend the cause and run the same command"
             )
-        return manifest, fleet.peak_memory_bytes()
+        return manifest, fleet.peak_memory_bytes(), fleet.device_seconds
 
 
 def run(fleet: Fleet, schedule: Schedule, manifest: CacheManifest) -> Iterator[Receipt | None]:

@@ -53,8 +53,9 @@ class Fleet:
         self._tasks: dict[Any, tuple[str, int, str]] = {}  # what is in work: replica, shard, the cache's fingerprint
         self._seen: dict[str, tuple[int, float]] = {}  # a working replica's progress, and since when it is that
         self._started = 0
-        self._watched = time.monotonic()
+        self._watched = self._counted = time.monotonic()
         self._store_failures = 0  # one after the other
+        self.device_seconds = 0.0  # for which replicas had a place
 
     @property
     def size(self) -> int:
@@ -160,6 +161,7 @@ class Fleet:
         `WorkError` where the cluster is gone.
         """
         self._cluster.check()
+        self._count()
         references = [*self._tasks, *self._preparing, *self._unplaced]
         if not references:
             time.sleep(seconds)
@@ -168,6 +170,11 @@ class Fleet:
         if ready:
             ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
         return [event for reference in ready for event in self._events(reference)] + self._stalled()
+
+    def _count(self) -> None:
+        now = time.monotonic()
+        self.device_seconds += (now - self._counted) * self.placed * self._recipe.teachers[0].devices_per_replica
+        self._counted = now
 
     def _events(self, reference: Any) -> list[Event]:
         if reference in self._unplaced:

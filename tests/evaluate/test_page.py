@@ -46,7 +46,7 @@ def report(intervals: dict[str, tuple[float, float]] = BETTER, **changed: Any) -
         },
         "stages": {
             "prepare": {"seconds": 44.3, "peak_memory_bytes": 1_681_108_992},
-            "train": {"seconds": 180.1, "peak_memory_bytes": 1_697_497_088},
+            "train": {"seconds": 180.1, "peak_memory_bytes": 1_697_497_088, "device_seconds": 1440.8},
         },
         "recipe": {
             "name": "demo", "objective": {"alpha": 0.8}, "baseline": {"learning_rate": 0.0002},
@@ -259,6 +259,17 @@ def test_where_the_teacher_is_certain_and_single_positions() -> None:
     for key in ("by_teacher_entropy", "examples", "calibration"):
         del bare[key]
     assert "Held-out positions" not in render(bare, METRICS)
+
+
+def test_hours_of_devices_have_a_price_where_the_recipe_says_one() -> None:
+    page = words(render(report(), {}))
+    assert "train 180.1 80.3% 0.4 1.58 GiB" in page and "Time, devices and memory" in page
+    priced = report()
+    priced["recipe"]["evaluate"]["price_hour"] = 2.5
+    page = words(render(priced, {}))
+    assert "Time, cost and memory" in page
+    assert "prepare 44.3 19.7% \u2013 \u2013 1.57 GiB" in page
+    assert "train 180.1 80.3% 0.4 1.00 1.58 GiB all 224.4 0.4 1.00" in page
 
 
 def test_fields_may_be_missing_or_new() -> None:

@@ -57,7 +57,7 @@ def render(report: dict[str, Any], metrics: Metrics) -> str:
         calibration=calibration_plots(report.get("calibration", {})),
         entropy=entropy_plots(report.get("by_teacher_entropy", [])),
         examples=example_groups(report.get("examples", [])),
-        stages=stage_rows(report.get("stages", {})),
+        stages=stage_rows(report.get("stages", {}), report.get("recipe", {}).get("evaluate", {}).get("price_hour")),
         cache=cache_facts(cache),
         plain_bytes=plain_bytes(cache),
         parts=byte_parts(cache),
