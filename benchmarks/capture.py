@@ -81,7 +81,9 @@ def run_shards(way: str, recipe: Recipe) -> Callable[[list[int]], int]:
         return _capture(recipe, sequences)
     if way == "chunked":
         network = Network(recipe.teachers[0], recipe.capture)
-        logits_of: Callable[[list[Sequence]], Any] = lambda group: list(map(_forget, network.logits(collate(group))))  # noqa: E731
+        logits_of: Callable[[list[Sequence]], Any] = lambda group: list(  # noqa: E731
+            map(_forget, network.outputs(collate(group)))
+        )
     else:
         logits_of = _own_forward(recipe, keep=way == "parquet")
 

@@ -103,12 +103,15 @@ class Trainee:
         log_q, log_p = (each.div(temperature).log_softmax(dim=1) for each in (logits, teacher))
         soft = F.kl_div(log_q, log_p, log_target=True, reduction="sum")
         total = (1.0 - alpha) * hard + alpha * temperature**2 * soft
-        module.last_loss = Loss(total.detach(), hard.detach(), soft.detach(), torch.zeros_like(soft))
+        module.last_loss = Loss(
+            total.detach(), hard.detach(), soft.detach(), torch.zeros_like(soft), torch.full_like(soft, torch.nan)
+        )
         return total * scale
 
     def _teacher_logits(self, batch: MicroBatch) -> Any:
         names = ("input_ids", "position_ids", "present", "loss_mask")
-        return self.teacher.logits(SimpleNamespace(**{name: getattr(batch, name).cpu().numpy() for name in names}))
+        batch = SimpleNamespace(**{name: getattr(batch, name).cpu().numpy() for name in names})
+        return (outputs.logits for outputs in self.teacher.outputs(batch))
 
 
 def _position_targets(targets: DeviceTargets, temperature: float) -> tuple[Tensor, Tensor, Tensor]:

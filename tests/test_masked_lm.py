@@ -80,10 +80,15 @@ def test_a_model_of_the_other_kind_is_refused(recipe: dict[str, Any], toy_teache
 
 
 def test_a_distilbert_of_the_teachers_layers_is_trained_and_scored(recipe: dict[str, Any], tmp_path: Path) -> None:
-    """All four stages, two ranks under ZeRO-3; the student starts from two of three layers and ends as a folder."""
+    """All four stages, two ranks under ZeRO-3; the student starts from two of three layers and ends as a folder.
+
+    It learns from the teacher's hidden states too, which its baseline does not.
+    """
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     recipe["student"] = {"init": "teacher_layers", "layers": [0, 2], "architecture": "distilbert"}
+    recipe["targets"]["hidden"] = {"dtype": "bfloat16"}
+    recipe["objective"]["cosine"] = 1.0
     recipe["trainer"] |= {"processes": 2, "deepspeed": {"zero_optimization": {"stage": 3}}, "micro_batch": 2}
     done = dkd("run", write_recipe(tmp_path, recipe))
     assert done.returncode == 0, done.stderr
@@ -95,8 +100,18 @@ def test_a_distilbert_of_the_teachers_layers_is_trained_and_scored(recipe: dict[
     report = json.loads((work / "report" / "report.json").read_text())
     assert report["models"]["student"]["kl_from_teacher"] > report["models"]["teacher"]["kl_from_teacher"] == 0.0
     assert report["retention"] is None  # this teacher is random and never right
-    losses = [json.loads(line)["loss"] for line in (work / "student" / "metrics.jsonl").read_text().splitlines()]
-    assert losses[-1] < losses[0]
+    assert report["cache"]["hidden"] == {"layer": -1, "dtype": "bfloat16", "width": 32}
+    assert report["cache"]["bytes_by_part"]["hidden"] > 40 * report["cache"]["positions"]
+    student, baseline = (
+        [json.loads(line) for line in (work / arm / "metrics.jsonl").read_text().splitlines()]
+        for arm in ("student", "baseline")
+    )
+    for line in student:
+        sum_of_terms = 0.5 * line["cross_entropy"] + 0.5 * 2.0**2 * line["divergence"] + line["cosine"]
+        assert line["loss"] == pytest.approx(sum_of_terms, rel=1e-5)
+    for name in ("loss", "cosine"):
+        assert student[-1][name] < student[0][name]
+    assert "cosine" not in baseline[0]
 
 
 def _rows(workdir: str, shard: int) -> Any:

@@ -86,6 +86,8 @@ IMAGES = {"source": "x", "task": "classification", "features_column": "image"}
             "student.architecture distilbert goes with corpus.task masked_lm and classification, not with causal_lm",
         ),
         ("student.classes", 3, "student.classes goes with corpus.task classification of texts"),
+        ("objective.cosine", 0.1, "objective.cosine 0.1 needs the teacher's hidden states; set targets.hidden"),
+        ("targets.hidden.layr", 1, "unknown key targets.hidden.layr; the nearest known one is targets.hidden.layer"),
         ("student.lora", {"rank": 8}, "student.lora.alpha is missing"),
         ("student.lora", LORA | {"rnk": 8}, "unknown key student.lora.rnk; the nearest known one is student.lora.rank"),
         (
@@ -116,6 +118,19 @@ def test_what_is_wrong_is_one_line(key: str, value: Any, said: str) -> None:
 def test_a_codec_that_does_not_keep_the_targets_is_refused(targets: dict[str, Any], codec: str, said: str) -> None:
     with pytest.raises(RequestError) as caught:
         parse(MINIMAL | {"targets": targets, "capture": {"codec": codec}})
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"teachers": [{"model": "a"}, {"model": "b"}]}, "targets.hidden goes with one teacher, not with 2"),
+        ({"corpus": IMAGES}, "targets.hidden goes with corpus.task causal_lm, chat and masked_lm, not with class"),
+    ],
+)
+def test_hidden_states_that_cannot_be_had_are_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse(MINIMAL | {"targets": {"hidden": {}}} | changes)
     assert said in str(caught.value)
 
 

@@ -10,7 +10,8 @@
 | `log_probabilities_T1` | list of float32 | of those ids, natural logarithm; a column for each temperature |
 | `log_tail_T1` | float32 | of everything else together; -inf where nothing is left |
 
-Parquet's own metadata names the cache under `dkd.fingerprint`, `dkd.teacher` and `dkd.codec`. One row group a shard.
+Hidden states, where a cache keeps them, are left out. Parquet's own metadata names the cache under `dkd.fingerprint`,
+`dkd.teacher` and `dkd.codec`. One row group a shard.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ def inspect(uri: str) -> dict[str, Any]:
     positions = int(entries.positions.sum())
     total = int(entries.bytes.sum())
     merged = {} if manifest.merge is None else {"merge": manifest.merge.model_dump(mode="json")}
+    hidden = {} if manifest.hidden is None else {"hidden": manifest.hidden.model_dump(mode="json")}
     return {
         "positions": positions,
         "sequences": int(entries.rows.sum()),
@@ -55,4 +56,5 @@ def inspect(uri: str) -> dict[str, Any]:
         "tokenizer_sha256": manifest.tokenizer_sha256,
         "fingerprint": manifest.fingerprint,
         **merged,
+        **hidden,
     }

@@ -12,8 +12,9 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, TypeAdapter, model_serializer
 
+from distributed_kd.cache.hidden import HiddenStates
 from distributed_kd.errors import RequestError
 from distributed_kd.recipe import Recipe
 from distributed_kd.store.digest import seal, sha256, unseal
@@ -37,6 +38,7 @@ MAXIMUM_TABLES_BYTES = 1 << 28
 MAXIMUM_RECEIPT_BYTES = 1 << 16
 Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PARTS = ("levels", "ids", "tail", "input_ids", "container", "tables")
+YOUNGER_PARTS = ("hidden",)  # of caches that have them, so that others are the bytes that they were
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,13 @@ class CacheManifest(Manifest):
     bytes_by_part: dict[str, int] | None = None
     mean_kept_mass: float | None = None
     merge: Merge | None = None
+    hidden: HiddenStates | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before_without_hidden_states(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """So that a cache without them is the bytes that it was, and one with them is refused by who cannot know."""
+        fields: dict[str, Any] = written(self)
+        return fields if self.hidden is not None else {key: fields[key] for key in fields if key != "hidden"}
 
     @property
     def imported(self) -> dict[str, Any] | None:
@@ -213,7 +222,8 @@ class Receipt:
         except (ValueError, RecursionError) as error:
             raise RequestError(f"{where} is not a receipt; delete it, and its shard is done again") from error
         parts = receipt.bytes_by_part
-        are_sizes = parts.keys() == set(PARTS) and all(0 <= size <= LIMITS["bytes"] for size in parts.values())
+        are_known = parts.keys() - set(YOUNGER_PARTS) == set(PARTS)
+        are_sizes = are_known and all(0 <= size <= LIMITS["bytes"] for size in parts.values())
         if not is_whole or not are_sizes or not math.isfinite(receipt.kept_mass):
             raise RequestError(f"{where} is not a receipt, or damaged; delete it, and its shard is done again")
         return receipt

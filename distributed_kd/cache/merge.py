@@ -120,6 +120,9 @@ def _refuse_what_does_not_fit(members: list[LogitCache], mean: str) -> None:
                     f"{member.store.uri} holds drawn ids, and an estimate of 0 has no logarithm: take the arithmetic "
                     "mean"
                 )
+    for member in members:
+        if member.manifest.hidden is not None:
+            lines.append(f"{member.store.uri} keeps hidden states, which have no mean: capture without targets.hidden")
     if lines:
         raise RequestError(f"these caches cannot be merged: {'; '.join(lines)}")
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from distributed_kd.cache import hidden
 from distributed_kd.cache import shard as shards
 from distributed_kd.cache.manifest import CacheManifest, read_entries, read_tables
 from distributed_kd.cache.shard import Row
@@ -119,6 +120,8 @@ def _read_table(store: Store, manifest: CacheManifest, entry: ShardEntry, disk: 
         raise RequestError(
             f"{where} was written with codec {codec[:40]!r}, the manifest says {manifest.codec!r}; repair the cache"
         )
+    if not hidden.is_said(table, manifest.hidden):
+        raise RequestError(f"{where} does not keep the hidden states that the manifest says; repair the cache")
     return table
 
 

@@ -1,20 +1,21 @@
 """One shard of the cache as bytes: the sequences' own columns, and their positions' targets through a codec.
 
-A row is a sequence; a codec's columns hold its scored positions only, so positions without loss cost nothing. Schema
+A row is a sequence; a codec's columns hold its scored positions only, so positions without loss cost nothing; hidden
+states, where a cache keeps them, are a column of their own. Schema
 metadata names the codec, the digest of its code tables, the cache's fingerprint and the shard number.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 
-from distributed_kd.cache import codecs
+from distributed_kd.cache import codecs, hidden
 from distributed_kd.cache.codecs.columns import Encoded
 from distributed_kd.cache.manifest import PARTS
 from distributed_kd.cache.soft_targets import SoftTargets
@@ -35,7 +36,8 @@ class Row:
 def encode(
     rows: list[Row], codec_name: str, fingerprint: str, shard: int, tables: bytes | None = None, threads: int = 1
 ) -> tuple[bytes, dict[str, int]]:
-    """The shard file's bytes, the same for any number of threads, and how many of them each part takes (`PARTS`).
+    """The shard file's bytes, the same for any number of threads, and how many of them each part takes (`PARTS`,
+    and `hidden` where targets have hidden states).
 
     tables: the bytes of the cache's code tables, for a codec that has some; the shard names their digest.
     """
@@ -50,7 +52,7 @@ def encode(
         metadata["tables"] = sha256(tables)
     data = table_bytes(pa.table(columns, metadata=metadata))
 
-    parts = dict.fromkeys(PARTS, 0)
+    parts = dict.fromkeys(PARTS, 0) | ({hidden.COLUMN: 0} if hidden.COLUMN in columns else {})
     for name in columns:
         part = encoded.parts.get(name, "input_ids" if name == "input_ids" else "container")
         parts[part] += _compressed_bytes(columns[name])
@@ -64,7 +66,11 @@ def _encode(rows: list[Row], codec_name: str, tables: bytes | None, threads: int
     def part(own: list[Row]) -> Encoded:
         lengths, tokens = _scored([row.sequence for row in own])
         targets = SoftTargets.concatenate([row.targets for row in own])
-        return codecs.find(codec_name).encode(targets, lengths, tokens, tables)
+        encoded = codecs.find(codec_name).encode(targets, lengths, tokens, tables)
+        if targets.hidden is None:
+            return encoded
+        columns = encoded.columns | {hidden.COLUMN: hidden.encode(targets.hidden, lengths)}
+        return Encoded(columns, encoded.parts | {hidden.COLUMN: hidden.COLUMN})
 
     size = max(1, -(-len(rows) // threads))
     parts = [rows[begin : begin + size] for begin in range(0, len(rows), size)]
@@ -115,6 +121,8 @@ def decode(
         lengths, tokens = _scored(sequences)
         columns = {name: one_chunk(table, name) for name in table.column_names if name not in COLUMNS}
         targets = codec.decode(columns, lengths, tokens, temperatures, tables)
+        if hidden.COLUMN in columns:
+            targets = replace(targets, hidden=hidden.decode(columns, lengths))
     except (ValueError, MemoryError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
         raise RequestError(f"shard {shard} is damaged: {reason}; repair the cache") from error

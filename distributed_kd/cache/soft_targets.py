@@ -34,13 +34,15 @@ class SoftTargets:
     tail_odds: np.ndarray  # [N, G] float32: x_T; -inf where every id is kept, and for drawn ids
     temperatures: tuple[float, ...]
     log_p: np.ndarray | None = None  # [N, G, K] float32: log p_T, -inf at NO_ID; None where the logits say it
+    hidden: np.ndarray | None = None  # [N, D] the teacher's hidden state, where it is kept; dtypes as in `hidden.py`
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, rows: slice | np.ndarray) -> SoftTargets:
         log_p = None if self.log_p is None else self.log_p[rows]
-        return SoftTargets(self.ids[rows], self.logits[rows], self.tail_odds[rows], self.temperatures, log_p)
+        hidden = None if self.hidden is None else self.hidden[rows]
+        return SoftTargets(self.ids[rows], self.logits[rows], self.tail_odds[rows], self.temperatures, log_p, hidden)
 
     def log_probabilities(self, temperature: float) -> tuple[np.ndarray, np.ndarray]:
         """(log p_T of the kept ids [N, K], log p_T of the tail [N]), float32.
@@ -77,6 +79,7 @@ class SoftTargets:
             return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, missing)], constant_values=value)
 
         log_p = [part.log_p for part in parts if part.log_p is not None]
+        hidden = [part.hidden for part in parts if part.hidden is not None]
 
         return SoftTargets(
             np.concatenate([fill(part.ids, NO_ID) for part in parts]),
@@ -84,4 +87,5 @@ class SoftTargets:
             np.concatenate([part.tail_odds for part in parts]),
             parts[0].temperatures,
             np.concatenate([fill(array, -np.inf) for array in log_p]) if log_p else None,
+            np.concatenate(hidden) if hidden else None,
         )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from distributed_kd import console
-from distributed_kd.cache import codecs
+from distributed_kd.cache import codecs, hidden
 from distributed_kd.cache.codecs import tables as code_tables
 from distributed_kd.cache.inspect import missing_shards
 from distributed_kd.cache.manifest import TABLES_NAME, CacheManifest, read_entries, read_tables
@@ -143,6 +143,8 @@ def _check_row(row: Row, manifest: CacheManifest, shard: int) -> None:
         log_p, is_kept = targets.log_p, np.broadcast_to(kept[:, None], targets.log_p.shape)
         if not (log_p < np.inf).all() or not np.isneginf(log_p[~is_kept]).all():
             raise RequestError(f"{where} a log-probability is not a number, or is of an id that is not kept")
+    if targets.hidden is not None and not hidden.are_finite(targets.hidden).all():
+        raise RequestError(f"{where} a hidden state is not of finite numbers")
     fill = -1 - np.arange(targets.ids.shape[1], dtype=np.int32)  # so that what is not kept is not the same twice
     ordered = np.sort(np.where(kept, targets.ids, fill), axis=1)
     if (np.diff(ordered, axis=1) == 0).any():

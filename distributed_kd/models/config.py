@@ -44,6 +44,11 @@ def longest_sequence(config: Any) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
+def hidden_size(config: Any) -> int:
+    """Numbers in a hidden state."""
+    return int(config.get_text_config().hidden_size)
+
+
 def vocabulary_size(config: Any) -> int:
     """How many outcomes it tells apart: token ids, or the classes of a classifier."""
     if is_classifier(architecture_of(config)):

@@ -102,10 +102,7 @@ def body_of(model: Any) -> Body:
         def encoder(
             input_ids: Tensor, position_ids: Tensor, present: Tensor | None = None, features: Tensor | None = None
         ) -> Tensor:
-            with _passed_over(last):
-                mask = None if present is None else present.long()
-                hidden = model(input_ids=input_ids, attention_mask=mask).logits
-            return _at_each_position(hidden, input_ids)
+            return _at_each_position(_encoded(model, last, input_ids, present).logits, input_ids)
 
         return encoder
     decoder = model.get_decoder()
@@ -116,6 +113,41 @@ def body_of(model: Any) -> Body:
         return decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
 
     return body
+
+
+class BodyWithState(Protocol):
+    def __call__(self, input_ids: Tensor, position_ids: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `Body`: (the last hidden states, which the head is given, the state that is asked for), [B, S, D] each."""
+
+
+def body_with_state(model: Any, layer: int) -> BodyWithState:
+    """A language model's body with a hidden state as transformers numbers them: 0 the embeddings, -1 the last.
+
+    A causal model's last one is what its head is given; between a masked one's and its head there is a transform.
+    """
+    model = within(model)
+    if _takes_a_mask(type(model).__name__):
+        last = _last_layer(model)
+
+        def encoder(input_ids: Tensor, position_ids: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            output = _encoded(model, last, input_ids, present, output_hidden_states=True)
+            return output.logits, output.hidden_states[layer]
+
+        return encoder
+    decoder = model.get_decoder()
+
+    def body(input_ids: Tensor, position_ids: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        output = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False, output_hidden_states=True)
+        return output.last_hidden_state, output.hidden_states[layer]
+
+    return body
+
+
+def _encoded(model: Any, last: Any, input_ids: Tensor, present: Tensor | None, **asked: Any) -> Any:
+    """The model's own output, whose logits are what its last layer is given."""
+    with _passed_over(last):
+        mask = None if present is None else present.long()
+        return model(input_ids=input_ids, attention_mask=mask, **asked)
 
 
 def _takes_a_mask(architecture: str) -> bool:

@@ -12,6 +12,12 @@ from distributed_kd.recipe.section import Fraction, Positive, Section
 class Objective(Section):
     temperature: float = Field(1.0, gt=0.0, description="T of both sides of the KL; must be in targets.temperatures")
     alpha: Fraction = Field(0.5, description="weight of the soft targets; 1 never reads the hard labels")
+    cosine: float = Field(
+        0.0,
+        ge=0.0,
+        description="weight of 1 - cos between the student's last hidden state and that of `targets.hidden`, beside "
+        "the other two terms; 0: none",
+    )
     divergence: Literal["forward_kl", "reverse_kl", "jsd", "skewed_kl", "total_variation"] = Field(
         "forward_kl", description="of the student from the teacher, in the KL's place"
     )

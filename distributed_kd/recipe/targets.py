@@ -9,6 +9,14 @@ from pydantic import Field, model_validator
 from distributed_kd.recipe.section import Positive, Section
 
 
+class Hidden(Section):
+    layer: int = Field(
+        -1,
+        description="which, as transformers numbers them: 0 the embeddings, n those after n layers, -1 the last ones",
+    )
+    dtype: Literal["float16", "bfloat16", "float32"] = Field("float16", description="that they are kept in")
+
+
 class Targets(Section):
     method: Literal["top_k", "top_p", "sample", "full"] = Field(
         "top_k",
@@ -27,6 +35,9 @@ class Targets(Section):
     )
     mean: Literal["arithmetic", "geometric"] = Field(
         "arithmetic", description="of several teachers: of their probabilities, or of their logits"
+    )
+    hidden: Hidden | None = Field(
+        None, description="keep the teacher's hidden state at each scored position too, for `objective.cosine`"
     )
 
     @model_validator(mode="after")
@@ -54,7 +65,8 @@ class Targets(Section):
         return min(self.draws, vocabulary) if self.draws is not None else self.k
 
     def made_from(self) -> dict[str, Any]:
-        """What decides which targets are kept: the keys of the method alone."""
+        """What decides which targets are kept: the keys of the method, and of hidden states where they are kept."""
         own = {"top_k": {"k"}, "top_p": {"k", "p"}, "sample": {"draws", "seed"}, "full": set()}
         keys = self.model_dump(mode="json", include={"method", "temperatures"} | own[self.method])
-        return keys | ({"draw_temperature": self.drawn_at} if self.method == "sample" else {})
+        hidden = {} if self.hidden is None else {"hidden": self.hidden.model_dump(mode="json")}
+        return keys | ({"draw_temperature": self.drawn_at} if self.method == "sample" else {}) | hidden

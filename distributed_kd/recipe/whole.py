@@ -105,6 +105,24 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _hidden_states_are_there(self) -> Recipe:
+        if self.objective.cosine > 0.0 and self.targets.hidden is None:
+            raise ValueError(
+                f"objective.cosine {self.objective.cosine:g} needs the teacher's hidden states; set targets.hidden"
+            )
+        if self.targets.hidden is None:
+            return self
+        if len(self.teachers) != 1:
+            raise ValueError(
+                f"targets.hidden goes with one teacher, not with {len(self.teachers)}: those of several have no mean"
+            )
+        if self.corpus.is_of_rows:
+            raise ValueError(
+                f"targets.hidden goes with corpus.task causal_lm, chat and masked_lm, not with {self.corpus.task}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _teachers_fit(self) -> Recipe:
         if len(self.teachers) > 1 and self.trainer.follow:
             raise ValueError("trainer.follow goes with one teacher: the mean of several is made when all are captured")

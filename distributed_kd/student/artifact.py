@@ -60,7 +60,7 @@ def arm_recipe(recipe: Recipe, arm: str) -> Recipe:
     return recipe.model_copy(
         update={
             "objective": recipe.objective.model_copy(
-                update={"alpha": 0.0, "confidence_exponent": 0.0, "entropy_share": 1.0}
+                update={"alpha": 0.0, "cosine": 0.0, "confidence_exponent": 0.0, "entropy_share": 1.0}
             ),
             "trainer": recipe.trainer.model_copy(update=said),
         }
@@ -71,6 +71,7 @@ def made_from_of(recipe: Recipe, cache_fingerprint: str) -> dict[str, Any]:
     """What a student of this (arm's) recipe is made from."""
     not_read = set() if recipe.trainer.schedule == "wsd" else {"decay_fraction"}
     alike = {"confidence_exponent", "entropy_share"} if PositionWeights.of(recipe.objective) is None else set()
+    alike |= {"cosine"} if recipe.objective.cosine == 0.0 else set()
     younger = {key for key in _YOUNGER if getattr(recipe.student, key) is None}
     return {
         "cache": cache_fingerprint,

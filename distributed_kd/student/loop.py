@@ -122,17 +122,17 @@ def take_step(engine: Any, micro_batches: list[MicroBatch], ceiling: float = mat
     weight = weight or 1.0  # nothing to learn from: the loss is zero
     learning_rate = engine.get_lr()[0]
     scale = torch.distributed.get_world_size() * len(micro_batches) / weight
-    found: list[list[float]] = []  # of each micro-batch: cross-entropy, divergence, tail
+    found: list[list[float]] = []  # of each micro-batch: cross-entropy, divergence, tail, cosine
     for place, batch in enumerate(micro_batches, start=1):
         loss = engine(batch.to(engine.device), scale)
         engine.backward(loss)
         found.append(torch.stack(engine.module.last_loss[1:]).tolist())
         if place == len(micro_batches):
             totals = _sum_over_ranks([sum(values) for values in zip(*found, strict=True)], engine.device)
-            cross_entropy, divergence, tail = (total / weight for total in totals)
-            loss_value = _loss_of(engine.module.objective, cross_entropy, divergence)
+            cross_entropy, divergence, tail, cosine = (total / weight for total in totals)
+            loss_value = _loss_of(engine.module.objective, cross_entropy, divergence, cosine)
             if not math.isfinite(loss_value):
-                losses = [_loss_of(engine.module.objective, *sums[:2]) for sums in found]
+                losses = [_loss_of(engine.module.objective, sums[0], sums[1], sums[3]) for sums in found]
                 bad = [batch for batch, loss in zip(micro_batches, losses, strict=True) if not math.isfinite(loss)]
                 _refuse(engine.global_steps, f"the loss is {loss_value}", bad, "did not take it")
             if loss_value > ceiling:
@@ -140,7 +140,7 @@ def take_step(engine: Any, micro_batches: list[MicroBatch], ceiling: float = mat
                 _refuse(engine.global_steps, reason, micro_batches, "did not take it")
         engine.step()
     of_labelled = totals[0] / (labelled or 1.0)
-    parts = {"divergence": divergence, "cross_entropy": of_labelled, "tail_share": tail}
+    parts = {"divergence": divergence, "cross_entropy": of_labelled, "tail_share": tail, "cosine": cosine}
     return {
         "loss": loss_value,
         **{name: value for name, value in parts.items() if _is_read(engine.module.objective, name)},
@@ -154,13 +154,16 @@ def take_step(engine: Any, micro_batches: list[MicroBatch], ceiling: float = mat
 
 
 def _is_read(objective: Objective, part: str) -> bool:
+    if part == "cosine":
+        return objective.cosine > 0.0
     return objective.alpha < 1.0 if part == "cross_entropy" else objective.alpha > 0.0
 
 
-def _loss_of(objective: Objective, cross_entropy: float, divergence: float) -> float:
+def _loss_of(objective: Objective, cross_entropy: float, divergence: float, cosine: float) -> float:
     """What is not read is nan, and counts for nothing."""
     soft = objective.alpha * objective.temperature**2 * divergence if _is_read(objective, "divergence") else 0.0
-    return soft + (1.0 - objective.alpha) * cross_entropy if _is_read(objective, "cross_entropy") else soft
+    hard = (1.0 - objective.alpha) * cross_entropy if _is_read(objective, "cross_entropy") else 0.0
+    return soft + hard + (objective.cosine * cosine if _is_read(objective, "cosine") else 0.0)
 
 
 def _refuse(step: int, reason: str, micro_batches: list[MicroBatch], weights: str) -> NoReturn:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from distributed_kd.models import parts
 from distributed_kd.recipe import Objective
 from distributed_kd.student import divergence
+from distributed_kd.student.cosine import cosine_loss
 from distributed_kd.student.objective import Loss, linear_distillation_loss
 from distributed_kd.student.stream import MicroBatch
 
@@ -38,7 +39,12 @@ class DistillationModel(nn.Module):
 
         labels_alone: whatever `objective.alpha` is, the cross-entropy on the labels.
         """
-        hidden = parts.body_of(self.model)(batch.input_ids, batch.position_ids, batch.present, batch.features)
+        own = None
+        if self.objective.cosine > 0.0 and not labels_alone:
+            body = parts.body_with_state(self.model, -1)
+            hidden, own = body(batch.input_ids, batch.position_ids, batch.present)
+        else:
+            hidden = parts.body_of(self.model)(batch.input_ids, batch.position_ids, batch.present, batch.features)
         loss = linear_distillation_loss(
             hidden[batch.loss_mask],
             parts.head_of(self.model),
@@ -48,5 +54,9 @@ class DistillationModel(nn.Module):
             divergence=self.divergence,
             chunk=self.objective.chunk,
         )
+        if own is not None:
+            assert batch.targets.hidden is not None  # `train.py` refuses caches without
+            cosine = cosine_loss(own[batch.loss_mask], batch.targets.hidden, batch.targets.weight)
+            loss = loss._replace(total=loss.total + self.objective.cosine * cosine, cosine=cosine)
         self.last_loss = Loss(*(part.detach() for part in loss))
         return loss.total * scale

@@ -45,6 +45,7 @@ class Loss(NamedTuple):
     cross_entropy: Tensor
     divergence: Tensor
     tail: Tensor  # the student's mass on ids that are not kept
+    cosine: Tensor  # 1 - cos of hidden states (`cosine.py`), which is no part of this function's loss: nan
 
 
 def linear_distillation_loss(
@@ -69,7 +70,11 @@ def linear_distillation_loss(
     if impl == "reference":
         return _reference(hidden, head, targets, form)
     chunk = chunk or chunk_for(hidden.device, head.rows)
-    return Loss(*_Chunked.apply(hidden, head.weight, head.bias, head, targets, form, chunk, _find(impl, hidden.device)))
+    gradient_of = _find(impl, hidden.device)
+    total, cross_entropy, diverged, tail = _Chunked.apply(
+        hidden, head.weight, head.bias, head, targets, form, chunk, gradient_of
+    )
+    return Loss(total, cross_entropy, diverged, tail, torch.full_like(tail, torch.nan))
 
 
 def chunk_for(device: torch.device, vocabulary: int) -> int:
@@ -216,4 +221,4 @@ def _reference(hidden: Tensor, head: Head, targets: PositionTargets, form: Form)
         of_rows = torch.nn.functional.cross_entropy(logits, targets.labels, reduction="none")
         cross_entropy = (of_rows * weight).sum()
         total = total + (1.0 - form.alpha) * cross_entropy
-    return Loss(total, cross_entropy.detach(), diverged.detach(), tail.detach())
+    return Loss(total, cross_entropy.detach(), diverged.detach(), tail.detach(), torch.full_like(tail, torch.nan))

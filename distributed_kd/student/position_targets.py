@@ -18,6 +18,7 @@ class PositionTargets:
     log_p: Tensor  # [N, K] float32, log p_T; -inf at ids that do not count
     log_p_tail: Tensor  # [N] float32
     weight: Tensor | None = None  # [N] float32, what the position's loss is multiplied by; None: 1
+    hidden: Tensor | None = None  # [N, D] the teacher's hidden state, where the cache keeps it
 
     def __len__(self) -> int:
         return len(self.ids)

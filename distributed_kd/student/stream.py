@@ -60,6 +60,8 @@ def to_micro_batch(
     sequences = [row.sequence for row in rows]
     log_p, log_p_tail = targets.log_probabilities(temperature)
     batch = micro_batch_of(sequences, targets.ids.astype(np.int64), log_p, log_p_tail, shards)
+    if targets.hidden is not None:
+        batch = replace(batch, targets=replace(batch.targets, hidden=_tensor_of(targets.hidden)))
     if weighting is None:
         return batch
     lengths = [sequence.positions for sequence in sequences]
@@ -70,6 +72,12 @@ def to_micro_batch(
     loss_mask[batch.loss_mask] = chosen
     batch = replace(batch, loss_mask=loss_mask, targets=weighted.chosen(chosen))
     return _rows_that_teach(batch) if weighting.labels_alone else batch
+
+
+def _tensor_of(hidden: np.ndarray) -> Tensor:
+    """[N, D] as `cache/hidden.py` carries it."""
+    tensor = torch.from_numpy(hidden)
+    return tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor
 
 
 def _rows_that_teach(batch: MicroBatch) -> MicroBatch:

@@ -23,7 +23,7 @@ from distributed_kd.launch.group import joined_ranks, print_line
 from distributed_kd.launch.processors import use_processors
 from distributed_kd.launch.rank import is_first, take_place
 from distributed_kd.launch.ranks import Notes, shown
-from distributed_kd.models.config import load_config, longest_sequence, refuse_other_task, vocabulary_size
+from distributed_kd.models.config import hidden_size, load_config, longest_sequence, refuse_other_task, vocabulary_size
 from distributed_kd.models.locate import cache_folder
 from distributed_kd.models.tokenizer import inputs_sha256
 from distributed_kd.recipe import Recipe, Trainer, dump
@@ -191,6 +191,8 @@ def _refuse_what_does_not_fit(recipe: Recipe, logits: TrainingRows, ranks: int) 
             f"the student's {what} not the cache's: {recipe.student.model} has {own[:12]}, the cache of teacher "
             f"{logits.teacher} has {logits.inputs_sha256[:12]}; choose a student of the same"
         )
+    if recipe.objective.cosine > 0.0:
+        _refuse_other_width(hidden_size(config), logits, folder)
     sequences = Sequences.of(recipe).manifest
     classes = sequences.made_from.get("classes")
     if classes is not None and vocabulary_size(config) != classes:
@@ -203,6 +205,20 @@ def _refuse_what_does_not_fit(recipe: Recipe, logits: TrainingRows, ranks: int) 
         raise RequestError(
             f"none of the {split.positions:,} training positions has a label: set objective.alpha=1 and baseline=off, "
             "or give labels to some rows"
+        )
+
+
+def _refuse_other_width(own: int, logits: TrainingRows, folder: Path) -> None:
+    assert isinstance(logits, LogitCache)  # the recipe's own rule: cosine needs targets.hidden, and that a teacher
+    hidden = logits.manifest.hidden
+    if hidden is None:
+        raise RequestError(
+            f"objective.cosine needs hidden states, and {logits.store.uri} keeps none; capture with targets.hidden"
+        )
+    if own != hidden.width:
+        raise RequestError(
+            f"objective.cosine: the student's hidden states have {own} numbers ({folder}), those of {logits.store.uri} "
+            f"{hidden.width}, and there is no projection between them; set it to 0, or choose a student of that width"
         )
 
 

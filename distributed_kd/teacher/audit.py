@@ -66,13 +66,13 @@ def audit(uri: str, teacher: str | None = None, positions: int = 4096) -> dict[s
             own = SoftTargets.concatenate([by_sequence[id(sequence)].targets for sequence in group])
             drawn_by = [numbers_of(variant, group) for variant in variants]
             begin = 0
-            for logits in forward.logits(group):
+            for logits, hidden in forward.outputs(group):
                 here = slice(begin, begin + len(logits))
                 exact = {t: torch.log_softmax(logits.double() / t, dim=1) for t in {*targets.temperatures, drawn_at}}
                 cached.add(exact, own[here])
                 for place, variant in enumerate(variants):
                     numbers = drawn_by[place]
-                    soft = choose(logits.clone(), variant, None if numbers is None else numbers[here]).to_host()
+                    soft = choose(logits.clone(), variant, None if numbers is None else numbers[here], hidden).to_host()
                     kept[place].add(exact, soft)
                     chosen[place].append(soft)
                 begin = here.stop

@@ -20,6 +20,7 @@ import numpy as np
 
 from distributed_kd import console
 from distributed_kd.cache import codecs
+from distributed_kd.cache.hidden import HiddenStates
 from distributed_kd.cache.manifest import CacheManifest, Receipt, made_from_of, refuse_not_captured, store_of
 from distributed_kd.cache.receipts import Receipts
 from distributed_kd.cache.writer import commit
@@ -27,7 +28,7 @@ from distributed_kd.corpus.sequences import Sequences
 from distributed_kd.errors import RequestError, Stopped, WorkError
 from distributed_kd.launch.ray_session import ray_session, task_errors
 from distributed_kd.launch.stop import on_stop
-from distributed_kd.models.config import load_config, refuse_other_task, vocabulary_size
+from distributed_kd.models.config import hidden_size, load_config, refuse_other_task, vocabulary_size
 from distributed_kd.models.locate import identity, locate
 from distributed_kd.models.tokenizer import inputs_sha256
 from distributed_kd.recipe import Recipe, dump
@@ -71,7 +72,7 @@ def capture(recipe: Recipe, order: Callable[[str, np.ndarray], np.ndarray] | Non
     else:
         manifest = new_manifest(recipe, sequences, made_from, len(entries))
         store.check_writable()
-        _refuse_full_disk(store, recipe, manifest.k, int(entries.positions.sum()))
+        _refuse_full_disk(store, recipe, manifest, int(entries.positions.sum()))
     positions = entries.positions.copy()
     wanted = np.arange(len(entries)) if order is None else order(manifest.fingerprint, entries.rows)
     del sequences, entries  # their digests are 100 bytes a shard, and no longer needed
@@ -138,11 +139,26 @@ def new_manifest(
         temperatures=recipe.targets.temperatures,
         shards=shard_count,
         index=None,
+        hidden=_hidden_states(recipe, config),
     )
 
 
-def _refuse_full_disk(store: Store, recipe: Recipe, k: int, positions: int) -> None:
-    planned = int(positions * (k * _BYTES_A_KEPT_ID + _BYTES_A_POSITION))
+def _hidden_states(recipe: Recipe, config: Any) -> HiddenStates | None:
+    hidden = recipe.targets.hidden
+    if hidden is None:
+        return None
+    layers = int(config.get_text_config().num_hidden_layers)
+    if not -layers - 1 <= hidden.layer <= layers:
+        raise RequestError(
+            f"targets.hidden.layer {hidden.layer} is not of teacher {recipe.teachers[0].model}, whose hidden states "
+            f"are 0 (the embeddings) to {layers}"
+        )
+    return HiddenStates(layer=hidden.layer, dtype=hidden.dtype, width=hidden_size(config))
+
+
+def _refuse_full_disk(store: Store, recipe: Recipe, manifest: CacheManifest, positions: int) -> None:
+    k, hidden = manifest.k, 0 if manifest.hidden is None else manifest.hidden.bytes_per_position
+    planned = int(positions * (k * _BYTES_A_KEPT_ID + _BYTES_A_POSITION + hidden))
     free = store.free_bytes()
     if free is not None and free < planned:
         raise RequestError(

@@ -8,15 +8,15 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from distributed_kd.cache.hidden import are_finite
 from distributed_kd.cache.soft_targets import NO_ID, SoftTargets
 from distributed_kd.corpus.batch import by_length, by_tokens, collate
 from distributed_kd.corpus.sequences import Sequence
 from distributed_kd.errors import RequestError, WorkError
 from distributed_kd.recipe import Capture, Targets, Teacher
 from distributed_kd.teacher.host_copy import HostCopy
-from distributed_kd.teacher.network import Network
+from distributed_kd.teacher.network import Network, Outputs
 from distributed_kd.teacher.peers import Peers
 from distributed_kd.teacher.targets import choose, numbers_of
 
@@ -29,7 +29,8 @@ class TeacherForward:
         self.capture = capture
         self.positions = 0  # whose targets have arrived on the host, ever
         self._peers = Peers(teacher, capture) if teacher.devices_per_replica > 1 else None
-        self._network = Network(teacher, capture)
+        layer = None if targets.hidden is None else targets.hidden.layer
+        self._network = Network(teacher, capture, layer=layer)
         self.vocabulary_size = self._network.vocabulary_size
         if targets.keeps(self.vocabulary_size) > self.vocabulary_size:
             raise RequestError(f"targets.k {targets.k} is more than the teacher's {self.vocabulary_size} ids")
@@ -49,10 +50,10 @@ class TeacherForward:
         for group in by_tokens([sequences[place] for place in order], self.capture.batch_tokens):
             numbers = numbers_of(self.targets, group)
             begin = 0
-            with closing(self.logits(group)) as chunks:
-                for logits in chunks:
+            with closing(self.outputs(group)) as chunks:
+                for logits, hidden in chunks:
                     end = begin + len(logits)
-                    copy.add(choose(logits, self.targets, None if numbers is None else numbers[begin:end]))
+                    copy.add(choose(logits, self.targets, None if numbers is None else numbers[begin:end], hidden))
                     begin = end
                     del logits  # else it is there while the next chunk's are computed
             copy.end_batch()
@@ -68,12 +69,17 @@ class TeacherForward:
                     f"the teacher gave a number that is not finite for sequence {sequence.sequence_id}; "
                     f"try teachers.0.dtype=float32"
                 )
+            if targets.hidden is not None and not are_finite(targets.hidden).all():
+                raise WorkError(
+                    f"a hidden state of sequence {sequence.sequence_id} is not finite in the dtype that it is kept in; "
+                    "try targets.hidden.dtype=bfloat16"
+                )
         return rows
 
-    def logits(self, group: list[Sequence]) -> Generator[Tensor]:
-        """[n, V] float32 logits of a batch's scored positions, row by row, `head_chunk` of them at a time."""
+    def outputs(self, group: list[Sequence]) -> Generator[Outputs]:
+        """Of a batch's scored positions, row by row, `head_chunk` of them at a time."""
         batch = collate(group)
         if self._peers is None:
-            yield from self._network.logits(batch)
+            yield from self._network.outputs(batch)
         else:
-            yield from self._peers.together(self._network.logits(batch), batch)
+            yield from self._peers.together(self._network.outputs(batch), batch)

@@ -36,8 +36,9 @@ class HostCopy:
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             log_p = None if targets.log_p is None else self._copied(targets.log_p)
+            hidden = None if targets.hidden is None else self._copied(targets.hidden)
             ids, logits, tail_odds = (self._copied(t) for t in (targets.ids, targets.logits, targets.tail_odds))
-            self._chunks.append(DeviceTargets(ids, logits, tail_odds, targets.temperatures, log_p))
+            self._chunks.append(DeviceTargets(ids, logits, tail_odds, targets.temperatures, log_p, hidden))
 
     def _copied(self, tensor: Tensor) -> Tensor:
         assert self._stream is not None

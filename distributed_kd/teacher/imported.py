@@ -129,6 +129,8 @@ def _refuse_what_lists_cannot_give(recipe: Recipe) -> None:
             f"targets.temperatures {[float(t) for t in targets.temperatures]}: logprobs of a few ids give T = 1 alone, "
             "since at another temperature the mass of the rest depends on each of its logits; set [1.0], or capture"
         )
+    if targets.hidden is not None:
+        raise RequestError("targets.hidden: lists of logprobs have no hidden states; leave it out, or capture")
     if targets.method != "top_k":
         raise RequestError(f"targets.method {targets.method}: lists of the most probable ids are top_k; set that")
     if recipe.corpus.task not in ("causal_lm", "chat"):

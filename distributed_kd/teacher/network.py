@@ -9,6 +9,7 @@ Shapes: B sequences, S ids in the longest, D hidden size, V vocabulary, n positi
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,13 +22,22 @@ from distributed_kd.models.locate import locate
 from distributed_kd.recipe import Capture, Teacher
 
 
+class Outputs(NamedTuple):
+    """Of n scored positions."""
+
+    logits: Tensor  # [n, V] float32
+    hidden: Tensor | None  # [n, D], where a layer's states are asked for
+
+
 class Network:
     """Loads the teacher and checks its head against its own forward. Raises `RequestError` when it does not fit.
+
+    layer: whose hidden states are wanted too, as transformers numbers them.
 
     With several devices, every rank of the process group makes one, and they go through the same batches together.
     """
 
-    def __init__(self, teacher: Teacher, capture: Capture, rank: int = 0) -> None:
+    def __init__(self, teacher: Teacher, capture: Capture, rank: int = 0, layer: int | None = None) -> None:
         kind = choose_device().type
         self.device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
         self._chunk = capture.head_chunk
@@ -36,19 +46,25 @@ class Network:
         model = load_model(folder, dtype, self.device, teacher.devices_per_replica)
         parts.check(model)
         self._body = parts.body_of(model)
+        self._with_state = None if layer is None else parts.body_with_state(model, layer)
         self._head = parts.head_of(model)
         self.vocabulary_size = self._head.rows
 
     @torch.inference_mode()
-    def logits(self, batch: Batch) -> Iterator[Tensor]:
-        """[n, V] float32 logits of the batch's scored positions, row by row, `head_chunk` of them at a time."""
+    def outputs(self, batch: Batch) -> Iterator[Outputs]:
+        """Of the batch's scored positions, row by row, `head_chunk` of them at a time."""
         ids, positions, present = map(self._moved, (batch.input_ids, batch.position_ids, batch.present))
         features = None if batch.features is None else self._moved(batch.features)
-        hidden = self._body(ids, positions, present, features)  # [B, S, D]
+        state = None
+        if self._with_state is None:
+            hidden = self._body(ids, positions, present, features)  # [B, S, D]
+        else:
+            hidden, state = self._with_state(ids, positions, present)
         # By number and not by mask: the host would wait for the device to count what a mask selects.
-        scored = hidden.flatten(0, 1).index_select(0, self._moved(np.flatnonzero(batch.loss_mask)))  # [positions, D]
-        for chunk in scored.split(self._chunk):
-            yield self._head.logits(chunk)
+        numbers = self._moved(np.flatnonzero(batch.loss_mask))
+        for chosen in numbers.split(self._chunk):
+            kept = None if state is None else state.flatten(0, 1).index_select(0, chosen)
+            yield Outputs(self._head.logits(hidden.flatten(0, 1).index_select(0, chosen)), kept)
 
     def _moved(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)

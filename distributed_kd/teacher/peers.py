@@ -25,12 +25,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from distributed_kd.corpus.batch import Batch
 from distributed_kd.models.load import choose_device
 from distributed_kd.recipe import Capture, Teacher
-from distributed_kd.teacher.network import Network
+from distributed_kd.teacher.network import Network, Outputs
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LAST_WORDS_SECONDS = 1.0  # in which an error that is on its way still leaves the replica
@@ -51,7 +50,7 @@ class Peers:
             threading.Thread(target=_end_with, args=(process,), daemon=True).start()
         _join(meeting, 0, teacher.devices_per_replica)
 
-    def together(self, chunks: Iterator[Tensor], batch: Batch) -> Iterator[Tensor]:
+    def together(self, chunks: Iterator[Outputs], batch: Batch) -> Iterator[Outputs]:
         """Rank 0's `chunks` of a batch that all peers run too. All are run, also where the caller stops early.
 
         An error of rank 0's own leaves the peers in the middle of something: they are ended, and so the replica is.
@@ -60,8 +59,8 @@ class Peers:
         for process in self._processes:
             _put(process, {"shape": fields.shape}, fields.tobytes())
         try:
-            for logits in chunks:  # noqa: UP028 - closing this generator must not close that one
-                yield logits
+            for outputs in chunks:  # noqa: UP028 - closing this generator must not close that one
+                yield outputs
         except GeneratorExit:
             for _ in chunks:
                 pass
@@ -115,7 +114,7 @@ def _follow() -> None:
         input_ids, position_ids, present, loss_mask = np.frombuffer(data, np.int64).reshape(shape).copy()
         labels = np.empty(0, np.int64)
         batch = Batch(input_ids, position_ids, present.astype(bool), loss_mask.astype(bool), labels)
-        for _ in network.logits(batch):
+        for _ in network.outputs(batch):
             pass
 
 

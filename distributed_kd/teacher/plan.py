@@ -174,6 +174,7 @@ def _variants(targets: Targets, vocabulary: int) -> list[Targets]:
             for draws in DRAWS
         ),
     ]  # fmt: skip
+    others = [other.model_copy(update={"hidden": targets.hidden}) for other in others]
     return [targets, *(other for other in others if other.made_from() != targets.made_from())]
 
 

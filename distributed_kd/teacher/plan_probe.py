@@ -124,11 +124,12 @@ class Probe(Replica):
             chunks: list[list[SoftTargets]] = [[] for _ in variants]
             numbers = [numbers_of(variant, [sequence]) for variant in variants]
             begin = 0
-            for logits in self.teacher.logits([sequence]):
+            for logits, hidden in self.teacher.outputs([sequence]):
                 here = slice(begin, begin + len(logits))
                 whole = _Whole(logits)
                 for variant, drawn, own, kept in zip(variants, numbers, chunks, found, strict=True):
-                    own.append(choose(logits.clone(), variant, None if drawn is None else drawn[here]).to_host())
+                    numbers_here = None if drawn is None else drawn[here]
+                    own.append(choose(logits.clone(), variant, numbers_here, hidden).to_host())
                     for temperature in variant.temperatures:
                         for name, value in whole.costs(own[-1], variant, temperature).items():
                             kept.costs[temperature][name] += value

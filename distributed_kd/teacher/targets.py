@@ -13,7 +13,7 @@ Shapes: n positions of a chunk, V vocabulary, K kept ids, G temperatures, D draw
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -34,25 +34,34 @@ class DeviceTargets:
     tail_odds: Tensor  # [n, G] float32
     temperatures: tuple[float, ...]
     log_p: Tensor | None = None  # [n, G, K] float32
+    hidden: Tensor | None = None  # [n, D] of `targets.hidden.dtype`
 
     def to_host(self) -> SoftTargets:
         log_p = None if self.log_p is None else self.log_p.cpu().numpy()
+        hidden = None if self.hidden is None else _numpy_of(self.hidden)
         ids, logits, tail_odds = (tensor.cpu().numpy() for tensor in (self.ids, self.logits, self.tail_odds))
-        return SoftTargets(ids, logits, tail_odds, self.temperatures, log_p)
+        return SoftTargets(ids, logits, tail_odds, self.temperatures, log_p, hidden)
 
 
-def choose(logits: Tensor, targets: Targets, numbers: np.ndarray | None = None) -> DeviceTargets:
+def choose(
+    logits: Tensor, targets: Targets, numbers: np.ndarray | None = None, hidden: Tensor | None = None
+) -> DeviceTargets:
     """[n, V] float32 logits, which are overwritten, to the soft targets of the recipe's method.
 
-    numbers: [n, D] what `sample` draws by (see `numbers_of`).
+    numbers: [n, draws] what `sample` draws by (see `numbers_of`). hidden: [n, D], kept with `targets.hidden`.
     """
     temperatures = tuple(targets.temperatures)
     if targets.method == "full":
-        return full(logits, temperatures)
-    if targets.method == "sample":
+        chosen = full(logits, temperatures)
+    elif targets.method == "sample":
         assert numbers is not None
-        return sample(logits, numbers, temperatures, targets.drawn_at)
-    return top_k(logits, targets.k, temperatures, 1.0 if targets.p is None else targets.p)
+        chosen = sample(logits, numbers, temperatures, targets.drawn_at)
+    else:
+        chosen = top_k(logits, targets.k, temperatures, 1.0 if targets.p is None else targets.p)
+    if targets.hidden is None:
+        return chosen
+    assert hidden is not None
+    return replace(chosen, hidden=hidden.to(getattr(torch, targets.hidden.dtype)))
 
 
 def top_k(logits: Tensor, k: int, temperatures: tuple[float, ...], p: float = 1.0) -> DeviceTargets:
@@ -169,6 +178,12 @@ def _run_lengths(drawn: Tensor) -> tuple[Tensor, Tensor]:
     ids = torch.full_like(drawn, NO_ID).scatter_(1, place, drawn)
     order = torch.argsort(counts, dim=1, descending=True, stable=True)
     return ids.gather(1, order), counts.gather(1, order)
+
+
+def _numpy_of(hidden: Tensor) -> np.ndarray:
+    """[n, D] as `cache/hidden.py` carries it."""
+    host = hidden.cpu()
+    return (host.view(torch.uint16) if host.dtype == torch.bfloat16 else host).numpy()
 
 
 def _no_tail(logits: Tensor, temperatures: tuple[float, ...]) -> Tensor:

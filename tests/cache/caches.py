@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import torch
 
 from distributed_kd.cache import codecs, shard
+from distributed_kd.cache.hidden import HiddenStates
 from distributed_kd.cache.manifest import CacheManifest, Receipt, put_tables
 from distributed_kd.cache.receipts import Receipts
 from distributed_kd.cache.shard import Row
@@ -22,6 +26,7 @@ K = 6
 
 
 DRAWS = 9
+WIDTH = 12  # of hidden states
 
 
 def targets_of(method: str, positions: int, seed: int, k: int = K) -> tuple[SoftTargets, np.ndarray]:
@@ -39,7 +44,15 @@ def targets_of(method: str, positions: int, seed: int, k: int = K) -> tuple[Soft
     return sample(logits, numbers, (1.0,) if method == "sample" else TEMPERATURES, drawn_at=1.0).to_host(), tokens
 
 
-def make_rows(first: int, count: int, k: int = K, longest: int = 14, method: str = "top_k") -> list[Row]:
+def hidden_of(positions: int, dtype: str, seed: int) -> np.ndarray:
+    """[positions, WIDTH] as `cache/hidden.py` carries the dtype."""
+    states = torch.randn(positions, WIDTH, generator=torch.Generator().manual_seed(seed)).to(getattr(torch, dtype))
+    return (states.view(torch.uint16) if dtype == "bfloat16" else states).numpy()
+
+
+def make_rows(
+    first: int, count: int, k: int = K, longest: int = 14, method: str = "top_k", hidden: str | None = None
+) -> list[Row]:
     """Sequences `first`, `first + 1`, ...: each of two documents; sequence 0 has no scored position."""
     rows = []
     for number in range(first, first + count):
@@ -49,13 +62,20 @@ def make_rows(first: int, count: int, k: int = K, longest: int = 14, method: str
         mask = (rng.random(length) < (0.7 if number else 0.0)) & (np.arange(length) < length - 1)
         runs = np.array([2, length - 2], np.int32)
         targets, _ = targets_of(method, length, number, k)
+        targets = targets if hidden is None else replace(targets, hidden=hidden_of(length, hidden, number))
         sequence = Sequence(number, ids, mask, np.array([2 * number, 2 * number + 1]), runs, isolated=True)
         rows.append(Row(sequence, targets[mask]))
     return rows
 
 
 def make_cache(
-    store: Store, codec: str, shards: int = 3, rows: int = 4, k: int = K, method: str = "top_k"
+    store: Store,
+    codec: str,
+    shards: int = 3,
+    rows: int = 4,
+    k: int = K,
+    method: str = "top_k",
+    hidden: Any = None,
 ) -> list[Row]:
     """Writes a finished cache with receipts; returns its rows as they were before they were encoded."""
     made_from = {"test": codec, "shards": shards} | ({} if method == "top_k" else {"method": method})
@@ -66,7 +86,7 @@ def make_cache(
     reference = put_tables(store, tables) if tables is not None else None
     everything, receipts = [], Receipts(key, shards)
     for number in range(shards):
-        own = make_rows(number * rows, rows, k, method=method)
+        own = make_rows(number * rows, rows, k, method=method, hidden=hidden)
         data, parts = shard.encode(own, codec, key, number, tables)
         store.put(shard_name(number), data)
         positions = sum(len(row.targets) for row in own)
@@ -82,6 +102,7 @@ def make_cache(
         temperatures=list(temperatures), shards=shards,
         tables=reference, index=put_index(store, receipts.entries), bytes_by_part=receipts.bytes_by_part,
         mean_kept_mass=receipts.mean_kept_mass,
+        hidden=None if hidden is None else HiddenStates(layer=-1, dtype=hidden, width=WIDTH),
     ).put(store)  # fmt: skip
     return everything
 

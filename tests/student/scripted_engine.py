@@ -27,7 +27,7 @@ class ScriptedEngine:
 
     def __call__(self, batch: MicroBatch, scale: float) -> torch.Tensor:
         value = torch.tensor(self.losses[self.global_steps])
-        self.module.last_loss = Loss(value, torch.tensor(math.nan), value, value)
+        self.module.last_loss = Loss(value, torch.tensor(math.nan), value, value, torch.tensor(math.nan))
         self.scales.append(scale)
         self.drawn.append(float(torch.rand(1)))
         return value * scale

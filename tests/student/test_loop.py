@@ -174,15 +174,16 @@ def test_ranks_meet_before_a_step_for_which_one_of_them_waits() -> None:
 
 
 class PartsEngine(ScriptedEngine):
-    """Gives each micro-batch the parts of its loss: (cross-entropy, divergence, tail)."""
+    """Gives each micro-batch the parts of its loss: (cross-entropy, divergence, tail, cosine)."""
 
-    def __init__(self, parts: list[tuple[float, float, float]], objective: Objective) -> None:
+    def __init__(self, parts: list[tuple[float, float, float, float]], objective: Objective) -> None:
         super().__init__([], {})
         self.parts, self.module.objective = parts, objective
         self.calls = 0
 
     def __call__(self, batch: MicroBatch, scale: float) -> torch.Tensor:
-        self.module.last_loss = Loss(torch.tensor(0.0), *map(torch.tensor, self.parts[self.calls]))
+        cross_entropy, divergence, tail, cosine = map(torch.tensor, self.parts[self.calls])
+        self.module.last_loss = Loss(torch.tensor(0.0), cross_entropy, divergence, tail, cosine)
         self.scales.append(scale)
         self.calls += 1
         return torch.tensor(0.0)
@@ -202,14 +203,14 @@ def weighted(number: int, weights: list[float], labels: list[int]) -> MicroBatch
     return replace(one_position(number), present=present, targets=targets)
 
 
-OBJECTIVE = Objective(alpha=0.75, temperature=2.0)
+OBJECTIVE = Objective(alpha=0.75, temperature=2.0, cosine=3.0)
 TWO = [weighted(4, [1.0, 0.5], [3, -100]), weighted(5, [2.0, 0.25, 0.25], [-100, 1, 1])]  # weights 1.5 and 2.5
-PARTS = [(3.0, 1.0, 0.5), (1.0, 7.0, 1.5)]
+PARTS = [(3.0, 1.0, 0.5, 1.5), (1.0, 7.0, 1.5, 2.5)]
 
 
 def test_a_step_is_the_mean_over_the_global_batch_by_weight() -> None:
     def deed(watch: Watch) -> tuple[dict[str, float], list[float], int]:
-        engine = PartsEngine(PARTS if watch.rank else [(0.0, 0.0, 0.0)] * 2, OBJECTIVE)
+        engine = PartsEngine(PARTS if watch.rank else [(0.0, 0.0, 0.0, 0.0)] * 2, OBJECTIVE)
         batches = TWO if watch.rank else [weighted(6, [0.0], [0]), weighted(7, [4.0], [0])]
         line = loop.take_step(engine, batches)
         return line, engine.scales, engine.global_steps
@@ -218,7 +219,8 @@ def test_a_step_is_the_mean_over_the_global_batch_by_weight() -> None:
         assert scales == [2 * 2 / 8.0] * 2 and steps == 1  # ranks x micro-batches over the weight
         assert line["positions"] == 7 and line["tokens"] == 11
         assert line["divergence"] == 8.0 / 8.0 and line["tail_share"] == 2.0 / 8.0
-        assert line["loss"] == 0.75 * 4.0 * 1.0 + 0.25 * 4.0 / 8.0
+        assert line["loss"] == 0.75 * 4.0 * 1.0 + 0.25 * 4.0 / 8.0 + 3.0 * 4.0 / 8.0
+        assert line["cosine"] == 4.0 / 8.0
         assert line["cross_entropy"] == 4.0 / 5.5  # of the positions with a label
         assert line["learning_rate"] == 1e-3 and line["gradient_norm"] == 1.0
         assert line["memory_peak_bytes"] > 1 << 20
@@ -228,12 +230,13 @@ def test_a_step_is_the_mean_over_the_global_batch_by_weight() -> None:
 @pytest.mark.parametrize(("alpha", "loss"), [(0.0, 1.0), (1.0, 8.0)])
 def test_what_is_not_read_counts_for_nothing(alpha: float, loss: float) -> None:
     unread = math.nan
-    parts = (4.0, unread, unread) if alpha == 0.0 else (unread, 8.0, 2.0)
+    parts = (4.0, unread, unread, unread) if alpha == 0.0 else (unread, 8.0, 2.0, unread)
     objective = Objective(alpha=alpha, temperature=2.0)
     line = loop.take_step(PartsEngine([parts], objective), [weighted(4, [4.0], [0])])
     assert line["loss"] == loss
+    assert "cosine" not in line
     assert ("cross_entropy" in line, "divergence" in line) == ((True, False) if alpha == 0.0 else (False, True))
-    empty = PartsEngine([(0.0, 0.0, 0.0)], objective)
+    empty = PartsEngine([(0.0, 0.0, 0.0, unread)], objective)
     empty.norms[0] = None  # type: ignore[assignment]  # DeepSpeed's before its first step
     nothing = loop.take_step(empty, [weighted(4, [], [])])
     assert nothing["loss"] == nothing["positions"] == nothing["gradient_norm"] == 0.0
@@ -252,7 +255,7 @@ def refusal(batches: Callable[[Watch], list[MicroBatch]], parts: Callable[[Watch
 
 
 def test_a_loss_that_is_not_finite_names_the_sequences_that_gave_it_and_no_others() -> None:
-    bad = [(3.0, 1.0, 0.5), (1.0, math.nan, 1.5)]
+    bad = [(3.0, 1.0, 0.5, 0.0), (1.0, math.nan, 1.5, 0.0)]
     for line, steps in refusal(lambda watch: TWO, lambda watch: bad if watch.rank else PARTS):
         assert line == (
             "the loss is nan at step 0, from sequences 5 (shard 7); the weights did not take it: lower "
@@ -265,6 +268,6 @@ def test_of_many_sequences_the_first_are_named() -> None:
     def own(watch: Watch) -> list[MicroBatch]:
         return [weighted(10 * watch.rank + place, [1.0], [0]) for place in range(8)]
 
-    for line, _ in refusal(own, lambda watch: [(math.inf, 1.0, 0.0)] * 8):
+    for line, _ in refusal(own, lambda watch: [(math.inf, 1.0, 0.0, 0.0)] * 8):
         named = re.search(r"from sequences (.*) and 8 more; the weights", line)
         assert named is not None and named[1] == ", ".join(f"{number} (shard 7)" for number in range(8))

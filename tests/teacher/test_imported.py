@@ -210,6 +210,12 @@ def test_a_source_or_a_recipe_that_does_not_fit(
             r"targets\.temperatures \[1\.0, 2\.0\]: logprobs of a few ids give T = 1 alone, since",
         ),
         (
+            recipe | {"targets": recipe["targets"] | {"hidden": {}}},
+            source,
+            "vllm",
+            r"targets\.hidden: lists of logprobs have no hidden states; leave it out",
+        ),
+        (
             recipe | {"teachers": 2 * recipe["teachers"]},
             source,
             "vllm",

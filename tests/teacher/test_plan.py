@@ -213,6 +213,8 @@ def test_refusals(toy_recipe: dict[str, Any], tmp_path: Path, ray_cluster: Any) 
     stages.prepare(parse(toy_recipe))
     with pytest.raises(RequestError, match=r"targets\.k 73 is more than the 72 ids"):
         plan(parse(toy_recipe | {"targets": {"k": 73, "temperatures": [2.0]}}))
+    with pytest.raises(RequestError, match=r"targets\.hidden\.layer 5 is not of teacher .* \(the embeddings\) to 4"):
+        plan(parse(toy_recipe | {"targets": toy_recipe["targets"] | {"hidden": {"layer": 5}}}))
     other = toys.save_model(tmp_path / "other", layers=1, seed=3)
     toys.save_tokenizer(other, [*toys.WORDS[1:], toys.WORDS[0]])
     with pytest.raises(RequestError, match="the teacher's tokenizer is not the sequences'"):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from distributed_kd.corpus.packing import Part, pack
 from distributed_kd.corpus.sequences import Sequence
-from distributed_kd.errors import RequestError
+from distributed_kd.errors import RequestError, WorkError
 from distributed_kd.recipe import Capture, Corpus, Targets, Teacher
 from distributed_kd.teacher.forward import TeacherForward
 from distributed_kd.teacher.targets import full, sample, top_k
@@ -88,6 +88,40 @@ def test_capture_gives_what_the_models_own_forward_gives(toy_teacher: Path, pack
         values, ids = logits.topk(5, dim=1)
         assert soft.ids.tolist() == ids.tolist()
         np.testing.assert_allclose(soft.logits, (values - values[:, :1]).numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [0, 2, -1])
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_hidden_states_are_the_models_own(toy_teacher: Path, layer: int, is_masked: bool, tmp_path: Path) -> None:
+    """In padded batches, a chunk of positions at a time."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    folder = toys.save_masked_model(tmp_path, layers=3, seed=1) if is_masked else toy_teacher
+    model = (AutoModelForMaskedLM if is_masked else AutoModelForCausalLM).from_pretrained(folder).eval()
+    targets = Targets(k=5, hidden={"layer": layer, "dtype": "float32"})  # type: ignore[arg-type]
+    teacher = TeacherForward(Teacher(model=str(folder), dtype="float32"), targets, Capture(head_chunk=7))
+    sequences = sequences_of(*[list(range(2, 2 + size)) for size in (16, 9, 30)])
+    for sequence, soft in zip(sequences, teacher(sequences), strict=True):
+        with torch.no_grad():
+            ids = torch.from_numpy(sequence.input_ids.astype(np.int64))[None]
+            own = model(input_ids=ids, output_hidden_states=True).hidden_states[layer][0, sequence.loss_mask]
+        np.testing.assert_allclose(soft.hidden, own.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_hidden_states_beyond_float16_are_refused_by_the_remedy(toy_teacher: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(toy_teacher)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(1e6)
+    model.save_pretrained(tmp_path)
+    toys.save_tokenizer(tmp_path)
+    spec = Teacher(model=str(tmp_path), dtype="float32")
+    sequences = sequences_of(list(range(2, 9)))
+    with pytest.raises(WorkError, match=r"sequence -?\d+ is not finite .*; try targets\.hidden\.dtype=bfloat16"):
+        TeacherForward(spec, Targets(k=5, hidden={}), Capture())(sequences)  # type: ignore[arg-type]
+    kept = TeacherForward(spec, Targets(k=5, hidden={"dtype": "bfloat16"}), Capture())(sequences)  # type: ignore[arg-type]
+    assert kept[0].hidden is not None and kept[0].hidden.dtype == np.uint16
 
 
 def test_logits_exist_for_a_chunk_of_positions_at_a_time(toy_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:

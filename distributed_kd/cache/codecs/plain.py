@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
-from distributed_kd.cache.codecs.columns import Encoded
+from distributed_kd.cache.codecs.columns import Encoded, from_column, to_column
 from distributed_kd.cache.soft_targets import SoftTargets
 
 NAME = "plain-1"
@@ -20,12 +20,9 @@ NAME = "plain-1"
 
 def encode(targets: SoftTargets, lengths: np.ndarray, tokens: np.ndarray, tables: bytes | None = None) -> Encoded:
     """[N, K] targets to three columns of lists of fixed-width lists, one row a sequence of `lengths` positions."""
-    ends = pa.array(np.cumsum([0, *lengths]), pa.int32())
 
     def column(matrix: np.ndarray, kind: pa.DataType) -> pa.Array:
-        return pa.ListArray.from_arrays(
-            ends, pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel(), kind), matrix.shape[1])
-        )
+        return to_column(matrix, lengths, kind)
 
     columns = {
         "ids": column(targets.ids, pa.int32()),
@@ -46,19 +43,7 @@ def decode(
     tables: bytes | None = None,
 ) -> SoftTargets:
     def matrix(name: str, stored: pa.DataType, dtype: type) -> np.ndarray:
-        if name not in columns:
-            raise ValueError(f"there is no column {name}")
-        column = columns[name]
-        kind = column.type.value_type if pa.types.is_list(column.type) else pa.null()
-        if not pa.types.is_fixed_size_list(kind) or kind.value_type != stored or kind.list_size < 1:
-            raise ValueError(f"column {name} is {column.type}, not lists of fixed-width lists of {stored}")
-        if not np.array_equal(column.value_lengths().to_numpy(), lengths):
-            raise ValueError(f"column {name} does not hold what its sequences score")
-        positions = column.flatten()
-        flat = positions.flatten()
-        if positions.null_count or flat.null_count:
-            raise ValueError(f"column {name} has nulls")
-        return flat.to_numpy(zero_copy_only=False).reshape(len(positions), kind.list_size).astype(dtype)
+        return from_column(columns, name, lengths, stored).astype(dtype)
 
     targets = SoftTargets(
         matrix("ids", pa.int32(), np.int32),
