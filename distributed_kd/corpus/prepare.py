@@ -36,7 +36,7 @@ from distributed_kd.corpus.sequences import (
     made_from_corpus,
     sequences_to_columns,
 )
-from distributed_kd.corpus.source import SourceFile, list_files
+from distributed_kd.corpus.source import SourceFile, list_files, make_builtin
 from distributed_kd.corpus.tokenise import PartFile, parts_of, tokenise
 from distributed_kd.errors import RequestError
 from distributed_kd.launch.ray_session import ray_session, task_errors
@@ -325,6 +325,7 @@ def _write_labelled(
     if found is not None:
         read = {split: read_packed(store, name, split, 0, count, False) for split, count in found.sequences.items()}
         return found, _documents_of(read)
+    make_builtin(corpus)
     if inputs.width is None:
         inputs = replace(inputs, tokenizer=load_tokenizer(locate(*tokenizer, weights=False)))
     sequences = sequences_of(pieces, corpus, inputs)

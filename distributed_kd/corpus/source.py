@@ -60,6 +60,12 @@ def list_files(corpus: Corpus) -> list[SourceFile]:
     return files
 
 
+def make_builtin(corpus: Corpus) -> None:
+    """Those of its sources that this package makes itself, where this host has not got them: tasks read their files."""
+    for source in corpus.sources:
+        builtin.resolve(source)
+
+
 def _kind_of(name: str, corpus: Corpus) -> tuple[str, str | None] | None:
     """(format, compression) to read a file by; None: it is not read."""
     ending = posixpath.splitext(name)[1]

@@ -20,6 +20,7 @@ from distributed_kd.corpus import conversation
 from distributed_kd.corpus.cut import Piece
 from distributed_kd.corpus.packing import SPLITS, Extent, Part, Windows, split_of
 from distributed_kd.corpus.read import Document, documents
+from distributed_kd.corpus.source import make_builtin
 from distributed_kd.models.locate import locate
 from distributed_kd.models.tokenizer import beginning_of_document, end_of_document, load_tokenizer
 from distributed_kd.recipe import Corpus
@@ -56,6 +57,7 @@ def tokenise(
     done = f"{name}.json"
     if store.exists(done):
         return [_part_file(entry) for entry in json.loads(store.read(done))]
+    make_builtin(corpus)
     tokenizer = _tokenizer(model)
     files: list[PartFile] = []
     held = _Held()
