@@ -64,13 +64,11 @@ def resolve_package(reference: str) -> Path:
 
 
 def identity(folder: Path) -> dict[str, str]:
-    """What tells one teacher from another, whatever its folder is called.
+    """What tells one model from another, whatever its folder is called.
 
     Weights are known by each file's name, size and 16 samples of 64 KiB: enough to tell any two trained
     checkpoints apart, in milliseconds where a full digest of a 70B teacher takes minutes.
     """
-    config = json.loads((folder / "config.json").read_text())
-    config.pop("_name_or_path", None)
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
     if not files:
         raise RequestError(f"model {folder}: no weights (*.safetensors) there")
@@ -81,7 +79,14 @@ def identity(folder: Path) -> dict[str, str]:
             for number in range(_SAMPLES):
                 stream.seek(max(0, (size - _SAMPLE_BYTES) * number // (_SAMPLES - 1)))
                 samples.append([file.name, size, sha256(stream.read(_SAMPLE_BYTES))])
-    return {"config_sha256": sha256(canonical_json(config)), "weights_sha256": sha256(canonical_json(samples))}
+    return config_identity(folder) | {"weights_sha256": sha256(canonical_json(samples))}
+
+
+def config_identity(folder: Path) -> dict[str, str]:
+    """The same of a model whose weights are not asked for."""
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("_name_or_path", None)
+    return {"config_sha256": sha256(canonical_json(config))}
 
 
 def _from_hub(repository: str, revision: str | None, weights: bool) -> Path:

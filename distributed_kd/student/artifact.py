@@ -12,8 +12,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from distributed_kd.models.locate import cache_folder
-from distributed_kd.recipe import Recipe
+from distributed_kd.errors import RequestError
+from distributed_kd.models.locate import cache_folder, config_identity, identity, locate
+from distributed_kd.recipe import Recipe, Student
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.manifest import Manifest
 from distributed_kd.student.position_weights import PositionWeights
@@ -67,8 +68,25 @@ def arm_recipe(recipe: Recipe, arm: str) -> Recipe:
     )
 
 
-def made_from_of(recipe: Recipe, cache_fingerprint: str) -> dict[str, Any]:
-    """What a student of this (arm's) recipe is made from."""
+def start_of(student: Student, found: StudentManifest | None = None) -> dict[str, str] | None:
+    """What tells one `student.model` from another, whatever its folder is called; None where there is none.
+
+    found: the finished student, whose own start is taken where that folder is gone. Raises `RequestError`.
+    """
+    if student.model is None:
+        return None
+    has_weights = student.init == "weights"
+    try:
+        folder = locate(student.model, weights=has_weights)
+    except RequestError:
+        if found is None:
+            raise
+        return found.made_from.get("start")
+    return identity(folder) if has_weights else config_identity(folder)
+
+
+def made_from_of(recipe: Recipe, cache_fingerprint: str, start: dict[str, str] | None) -> dict[str, Any]:
+    """What a student of this (arm's) recipe is made from; start: `start_of` its model."""
     not_read = set() if recipe.trainer.schedule == "wsd" else {"decay_fraction"}
     alike = {"confidence_exponent", "entropy_share"} if PositionWeights.of(recipe.objective) is None else set()
     alike |= {"cosine"} if recipe.objective.cosine == 0.0 else set()
@@ -76,6 +94,7 @@ def made_from_of(recipe: Recipe, cache_fingerprint: str) -> dict[str, Any]:
     return {
         "cache": cache_fingerprint,
         "student": recipe.student.model_dump(mode="json", exclude=younger),
+        **({} if start is None else {"start": start}),
         "objective": recipe.objective.model_dump(mode="json", exclude={"chunk"} | alike),
         "trainer": recipe.trainer.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT | not_read),
     }

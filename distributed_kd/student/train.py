@@ -109,8 +109,8 @@ def _is_due(recipe: Recipe, arm: str, ranks: int) -> bool:
         _refuse_other_cache(recipe, logits)
     own = artifact.arm_recipe(recipe, arm)
     store = workdir.child(arm)
-    made_from = artifact.made_from_of(own, logits.fingerprint)
     found = artifact.StudentManifest.read(store)
+    made_from = artifact.made_from_of(own, logits.fingerprint, artifact.start_of(own.student, found))
     if found is not None:
         refuse_other(found, made_from, store, f"a {arm}")
         console.say(f"train: {arm} done already ({store.uri}, fingerprint {found.fingerprint[:12]}), skipped")

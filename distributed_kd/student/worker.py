@@ -59,7 +59,7 @@ def run(recipe: Recipe, arm: str, notes: Path, begun: float, watch: Watch) -> No
     workdir = Store(recipe.workdir)
     store = workdir.child(arm)
     logits = open_rows(recipe)
-    made_from = artifact.made_from_of(recipe, logits.fingerprint)
+    made_from = artifact.made_from_of(recipe, logits.fingerprint, artifact.start_of(recipe.student))
     folder = student_folder(recipe)
 
     model = load_student(recipe, folder)

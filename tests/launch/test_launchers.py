@@ -34,7 +34,7 @@ def test_the_launcher_follows_from_its_key_and_changes_nothing_that_is_learnt(
     toy_recipe["trainer"] |= keys | {"max_failures": 0, "timeout_minutes": 1.0}
     recipe = parse(toy_recipe)
     assert recipe.trainer.started_by == launcher
-    assert made_from_of(recipe, "cache") == made_from_of(plain, "cache")
+    assert made_from_of(recipe, "cache", None) == made_from_of(plain, "cache", None)
 
 
 @pytest.mark.parametrize(

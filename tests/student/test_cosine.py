@@ -112,6 +112,6 @@ def test_students_without_it_are_made_from_what_they_were(toy_recipe: dict[str, 
     plain = parse(toy_recipe)
     toy_recipe["objective"]["cosine"] = 0.5
     with_it = parse(toy_recipe)
-    assert "cosine" not in made_from_of(plain, "")["objective"]
-    assert made_from_of(with_it, "")["objective"]["cosine"] == 0.5
+    assert "cosine" not in made_from_of(plain, "", None)["objective"]
+    assert made_from_of(with_it, "", None)["objective"]["cosine"] == 0.5
     assert arm_recipe(with_it, "baseline").objective == arm_recipe(plain, "baseline").objective

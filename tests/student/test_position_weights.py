@@ -103,7 +103,7 @@ def test_drawn_targets_are_refused() -> None:
 
 def test_the_baseline_takes_every_position_and_other_students_keep_their_fingerprint() -> None:
     def made_from(recipe: Recipe, arm: str) -> dict[str, Any]:
-        return artifact.made_from_of(artifact.arm_recipe(recipe, arm), "0" * 64)["objective"]
+        return artifact.made_from_of(artifact.arm_recipe(recipe, arm), "0" * 64, None)["objective"]
 
     plain = parse(MINIMAL | {"baseline": {}})
     weighed = parse(MINIMAL | {"baseline": {}, "objective": {"entropy_share": 0.5}})

@@ -104,7 +104,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_what_is_tracked_is_not_part_of_what_a_student_is_made_from() -> None:
     tracked = parse(changed("trainer.track", ["mlflow", "wandb"]))
-    assert made_from_of(tracked, "cache") == made_from_of(parse(MINIMAL), "cache")
+    assert made_from_of(tracked, "cache", None) == made_from_of(parse(MINIMAL), "cache", None)
     with pytest.raises(RequestError, match=r"trainer\.track\.0: input should be 'wandb' or 'mlflow'"):
         parse(changed("trainer.track", ["comet"]))
 
