@@ -68,6 +68,12 @@ IMAGES = {"source": "x", "task": "classification", "features_column": "image"}
         ("corpus", IMAGES | {"augment": ["noise"]}, "corpus: `augment` needs `image_shape`"),
         ("corpus", IMAGES | {"features_column": None, "views": 2}, "corpus: `views` goes with masked_lm and with the"),
         ("corpus", IMAGES | {"image_shape": [4, 4], "augment": ["noise"], "view_column": "v"}, "either `augment` or"),
+        (
+            "corpus",
+            IMAGES | {"image_shape": [4, 4], "augment": ["noise"], "keep_original": True},
+            "`keep_original` needs `views` of 2 at least",
+        ),
+        ("corpus.augment_strength", 0.5, "`augment_strength` goes with the task of classification of images, not with"),
         ("corpus", IMAGES | {"packing": "isolate"}, "isolate is for causal_lm and chat; with classification choose"),
         ("teachers", [], "without teachers objective.alpha must be 0, not 0.5"),
         ("teachers", [{"dtype": "auto"}], "teachers.0: a teacher needs `model`, or the `recipe` that makes it"),

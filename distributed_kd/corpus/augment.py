@@ -18,17 +18,19 @@ _CUT = (0.25, 0.5)  # of a side
 _MIX = (0.5, 1.0)  # share of the image itself
 
 
-def view_of(image: np.ndarray, partner: np.ndarray, kinds: list[str], key: int) -> np.ndarray:
-    """[H, W] float32. partner: another image [H, W], for mixup. key: below 2^128; another one gives another view."""
+def view_of(image: np.ndarray, partner: np.ndarray, kinds: list[str], key: int, strength: float = 1.0) -> np.ndarray:
+    """[H, W] float32. partner: another image [H, W], for mixup. key: below 2^128; another one gives another view.
+    strength: factor of the sizes of affine, elastic and noise.
+    """
     draw = _Numbers(key)
     view = image.astype(np.float64)
     span = float(image.max() - image.min())
     if "affine" in kinds or "elastic" in kinds:
         moved = np.zeros((2, *image.shape))
         if "affine" in kinds:
-            moved += _affine(image.shape, draw)
+            moved += _affine(image.shape, strength, draw)
         if "elastic" in kinds:
-            moved += _elastic(image.shape, draw)
+            moved += _elastic(image.shape, strength, draw)
         view = _sampled(view, moved)
     if "mixup" in kinds:
         share = _MIX[0] + (_MIX[1] - _MIX[0]) * draw.uniform(1)[0]
@@ -37,7 +39,7 @@ def view_of(image: np.ndarray, partner: np.ndarray, kinds: list[str], key: int) 
         rows, columns = (_stretch(side, draw) for side in image.shape)
         view[rows, columns] = 0.0
     if "noise" in kinds:
-        view = view + _NOISE * span * draw.normal(image.size).reshape(image.shape)
+        view = view + strength * _NOISE * span * draw.normal(image.size).reshape(image.shape)
     return view.astype(np.float32)
 
 
@@ -61,21 +63,21 @@ class _Numbers:
         return np.sqrt(-2.0 * np.log1p(-radius)) * np.cos(2.0 * np.pi * angle)
 
 
-def _affine(shape: tuple[int, ...], draw: _Numbers) -> np.ndarray:
+def _affine(shape: tuple[int, ...], strength: float, draw: _Numbers) -> np.ndarray:
     """[2, H, W]: how far from itself each pixel is taken, in pixels: turned, stretched, sheared and shifted."""
-    (turn,) = draw.about(_TURN, 1)
-    tall, wide = 1.0 + draw.about(_STRETCH, 2)
-    (shear,) = draw.about(_SHEAR, 1)
-    shift = draw.about(_SHIFT, 2) * shape
+    (turn,) = draw.about(strength * _TURN, 1)
+    tall, wide = 1.0 + draw.about(strength * _STRETCH, 2)
+    (shear,) = draw.about(strength * _SHEAR, 1)
+    shift = draw.about(strength * _SHIFT, 2) * shape
     matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ [[tall, shear], [0.0, wide]]
     centre = (np.array(shape)[:, None, None] - 1) / 2
     places = np.indices(shape) - centre
     return np.tensordot(matrix, places, axes=1) - places + shift[:, None, None]
 
 
-def _elastic(shape: tuple[int, ...], draw: _Numbers) -> np.ndarray:
+def _elastic(shape: tuple[int, ...], strength: float, draw: _Numbers) -> np.ndarray:
     """[2, H, W]: a coarse grid of random moves, between its nodes linear (after Simard, Steinkraus and Platt, 2003)."""
-    nodes = np.stack([draw.about(_BEND * side, _NODES * _NODES).reshape(_NODES, _NODES) for side in shape])
+    nodes = np.stack([draw.about(strength * _BEND * side, _NODES * _NODES).reshape(_NODES, _NODES) for side in shape])
     rows, columns = (np.linspace(0, _NODES - 1, side) for side in shape)
     grid = np.stack(np.meshgrid(rows, columns, indexing="ij"))
     return np.stack([_bilinear(own, grid) for own in nodes])

@@ -157,14 +157,15 @@ def _views(found: list[_Row], corpus: Corpus) -> Iterator[_Row]:
     """Each training row as often as it is wanted; of an image that is augmented, another view each time."""
     for row in found:
         for view in range(1 if corpus.view_column is not None else corpus.views):
-            if not corpus.augment:
+            if not corpus.augment or (corpus.keep_original and view == 0):
                 yield row
                 continue
             key = _key("view", corpus.seed, view, row)
             assert corpus.image_shape is not None  # the recipe's own rule
             partner = found[key % len(found)]
             image, other = (_image(one, corpus.image_shape) for one in (row, partner))
-            yield replace(row, features=view_of(image, other, list(corpus.augment), key).reshape(1, -1))
+            made = view_of(image, other, list(corpus.augment), key, corpus.augment_strength)
+            yield replace(row, features=made.reshape(1, -1))
 
 
 def _image(row: _Row, shape: tuple[int, int]) -> np.ndarray:

@@ -113,7 +113,9 @@ class SequencesManifest(Manifest):
 
 
 _OF_ROWS = {"features_column", "label_column", "view_column", "label_noise", "without_classes", "labelled_fraction"}
-_OF_IMAGES = {"image_shape", "augment"}
+_OF_IMAGES = {"image_shape", "augment", "augment_strength", "keep_original"}
+# Keys that are younger than sequences made without them: only where they are not as they were then.
+_YOUNGER = {"augment_strength": 1.0, "keep_original": False}
 _OF_DOCUMENTS = {"packing", "sequences_per_document"}
 
 
@@ -130,6 +132,7 @@ def made_from_corpus(corpus: Corpus) -> dict[str, Any]:
         not_read |= {"mask_fraction"}
     if not are_images:
         not_read |= _OF_IMAGES | (set() if corpus.task == "masked_lm" or corpus.view_column else {"views"})
+    not_read |= {key for key, before in _YOUNGER.items() if getattr(corpus, key) == before}
     return corpus.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT | not_read)
 
 

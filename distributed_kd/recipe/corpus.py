@@ -74,6 +74,15 @@ class Corpus(Section):
     augment: list[Literal["affine", "elastic", "noise", "cutout", "mixup"]] = Field(
         default_factory=list, description="classification: what is done to each view of a training image"
     )
+    augment_strength: float = Field(
+        1.0,
+        ge=0.0,
+        allow_inf_nan=False,
+        description="factor of how far affine and elastic move a pixel, and of noise; cutout and mixup are as they are",
+    )
+    keep_original: bool = Field(
+        False, description="whether the first of an image's augmented views is the image itself"
+    )
     label_noise: Fraction = Field(
         0.0, description="classification: share of the training rows that get a wrong class, to see what it does"
     )
@@ -99,7 +108,7 @@ class Corpus(Section):
         if self.task != "classification":
             self._refuse_keys("classification", "label_noise", "without_classes")
         if self.task != "classification" or self.features_column is None:
-            self._refuse_keys("classification of images", "augment", "image_shape")
+            self._refuse_keys("classification of images", "augment", "image_shape", "augment_strength", "keep_original")
             if self.views > 1 and self.task != "masked_lm" and self.view_column is None:
                 raise ValueError(
                     "`views` goes with masked_lm and with the classification of images, or with `view_column`"
@@ -108,6 +117,8 @@ class Corpus(Section):
             raise ValueError("give either `augment` or `view_column`: what `views` counts is made here or stored")
         if self.augment and self.image_shape is None:
             raise ValueError("`augment` needs `image_shape`: the rows and columns of an image")
+        if self.augment and self.keep_original and self.views == 1:
+            raise ValueError("`keep_original` needs `views` of 2 at least: the first is the image as it is")
         return self
 
     def _refuse_keys(self, task: str, *keys: str) -> None:

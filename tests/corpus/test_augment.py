@@ -25,6 +25,30 @@ def test_a_view_of_no_kind_is_the_image() -> None:
     np.testing.assert_array_equal(view_of(IMAGE, OTHER, [], 5), IMAGE)
 
 
+def test_what_views_are_made_of_does_not_change() -> None:
+    """Caches are of them: at the strength that was there before there was a key for it."""
+    column = [0.06153301, 0.38578922, 0.64804506, 0.67513424, 0.01367844, -0.0568062, -0.01482222, -0.14469482]
+    np.testing.assert_allclose(view_of(IMAGE, OTHER, KINDS, 7)[:, 3], column, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["affine", "elastic", "noise"])
+def test_strength_is_how_far_a_view_is_from_its_image(kind: str) -> None:
+    far = []
+    for strength in (0.0, 0.5, 1.0, 2.0):
+        views = [view_of(IMAGE, OTHER, [kind], key, strength) for key in range(100)]
+        far.append(float(np.mean([np.abs(view - IMAGE).mean() for view in views])))
+    assert far[0] == 0.0  # the image itself, bit for bit
+    assert 0.0 < far[1] < far[2] < far[3]
+    assert 0.3 < far[1] / far[2] < 0.7
+
+
+def test_strength_does_not_change_what_is_cut_or_mixed() -> None:
+    for key in range(20):
+        one, other = (view_of(IMAGE, OTHER, ["mixup", "cutout"], key, strength) for strength in (0.0, 3.0))
+        np.testing.assert_array_equal(one, other)
+        assert not np.array_equal(one, IMAGE)
+
+
 def test_moved_images_keep_their_mass_about_where_it_was() -> None:
     """0.2 to either side in each direction stretches the mass by a third at most, and turns and shifts move it."""
     for kind in ("affine", "elastic"):

@@ -76,6 +76,31 @@ def test_views_are_of_training_images_alone_and_each_is_another(tmp_path: Path) 
         assert all(view.labels.tolist() == own.labels.tolist() for view in views)
 
 
+def test_the_first_view_may_be_the_image_itself_and_the_others_are_what_they_were(tmp_path: Path) -> None:
+    own = IMAGES | {"views": 3, "augment": ["affine", "noise", "mixup"]}
+    plain, viewed, kept = (
+        made(images(30), tmp_path, Inputs(3, 4), **corpus)["train"]
+        for corpus in (IMAGES, own, own | {"keep_original": True})
+    )
+    for number, one in enumerate(kept):
+        assert one.features is not None and one.features.dtype == np.float32
+        wanted = plain[number // 3] if number % 3 == 0 else viewed[number]
+        np.testing.assert_array_equal(one.features, wanted.features)
+        assert np.array_equal(one.features, plain[number // 3].features) == (number % 3 == 0)
+        assert one.labels.tolist() == wanted.labels.tolist()
+
+
+def test_strength_is_of_every_view(tmp_path: Path) -> None:
+    own = IMAGES | {"views": 2, "augment": ["elastic", "noise"]}
+    plain, none, half = (
+        made(images(30), tmp_path, Inputs(3, 4), **corpus)["train"]
+        for corpus in (IMAGES, own | {"augment_strength": 0.0}, own | {"augment_strength": 0.5})
+    )
+    for number, (one, other) in enumerate(zip(none, half, strict=True)):
+        np.testing.assert_array_equal(one.features, plain[number // 2].features)
+        assert not np.array_equal(other.features, one.features)
+
+
 def test_rows_of_one_document_are_in_one_split(tmp_path: Path) -> None:
     rows = [{**row, "who": number // 4} for number, row in enumerate(images(80))]
     found = made(rows, tmp_path, Inputs(3, 4), **IMAGES, document_column="who")

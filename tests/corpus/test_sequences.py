@@ -57,3 +57,13 @@ def test_an_index_of_other_shards_than_the_splits_is_refused(
 def test_sequences_of_documents_are_made_from_their_name_only_where_the_recipe_has_one() -> None:
     assert "document_column" not in made_from_corpus(Corpus(source="texts"))
     assert made_from_corpus(Corpus(source="texts", document_column="who"))["document_column"] == "who"
+
+
+def test_views_are_made_from_younger_keys_only_where_the_recipe_has_them() -> None:
+    images = {"source": "images", "task": "classification", "features_column": "image", "image_shape": (2, 2)}
+    own = images | {"augment": ["noise"], "views": 2}
+    before = made_from_corpus(Corpus(**own))
+    assert before["augment"] == ["noise"] and not {"augment_strength", "keep_original"} & set(before)
+    assert made_from_corpus(Corpus(**own, augment_strength=1.0, keep_original=False)) == before
+    now = made_from_corpus(Corpus(**own, augment_strength=0.5, keep_original=True))
+    assert now == before | {"augment_strength": 0.5, "keep_original": True}
