@@ -286,7 +286,8 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
         axes.errorbar(sizes, means, spread, marker=marker, capsize=3, label=name)
     for row in rows:
         above = (row["labels"]["parameters"] / 1e6, 100 * row["labels and logits"]["retention"]["mean"])
-        axes.annotate(f"{row['layers']} layers", above, xytext=(0, 10), textcoords="offset points", ha="center")
+        name = "one layer" if row["layers"] == 1 else f"{row['layers']} layers"
+        axes.annotate(name, above, xytext=(0, 10), textcoords="offset points", ha="center")
     axes.set_xlabel("parameters, millions (the teacher has 22.7)")
     axes.set_ylabel("accuracy, % of the teacher's")
     axes.margins(x=0.15, y=0.25)
