@@ -14,7 +14,7 @@ from distributed_kd.recipe import Trainer
 from distributed_kd.student import loop
 from distributed_kd.student.flops import Work, operations_of, peak_of, work_of
 from distributed_kd.student.stream import MicroBatch
-from tests.student import test_spikes
+from tests.student import scripted_engine
 from tests.student.test_spikes import one_rank  # noqa: F401 - a fixture
 
 
@@ -51,7 +51,7 @@ def test_peaks_by_the_names_that_devices_have(name: str, peak: float | None) -> 
     assert peak_of(name) == peak
 
 
-class Batches(test_spikes.Batches):
+class Batches(scripted_engine.Batches):
     """Rows of 5 tokens, 2 of which are padding."""
 
     def steps(self, first: int, end: int) -> Iterator[list[MicroBatch]]:
@@ -63,7 +63,7 @@ class Batches(test_spikes.Batches):
 def test_a_step_counts_its_tokens_and_tells_utilisation_where_the_peak_is_known(work: Work | None) -> None:
     metrics: list[dict[str, Any]] = []
     trainer = Trainer(steps=2, global_batch=1)
-    engine = test_spikes.Engine([1.0, 1.0], {})
+    engine = scripted_engine.ScriptedEngine([1.0, 1.0], {})
     loop.train(engine, Batches(), trainer, range(2), metrics, Path(), lambda _: None, work=work)  # type: ignore[arg-type]
     for line in metrics:
         assert line["tokens"] == 3.0
