@@ -137,6 +137,8 @@ def plot(report: dict[str, Any], file: Path) -> None:
             axes.annotate(short, (place, row["cross_entropy"]), xytext=(4, 4), textcoords="offset points", fontsize=8)
     axes.axhline(report["labels alone"]["cross_entropy"], color="0.4", linestyle=":", label="labels alone")
     axes.set(xlabel="bytes a position", ylabel="held-out cross-entropy, nats", xscale="log")
+    axes.set_xticks([10, 20, 50, 100, 200, 400], ["10", "20", "50", "100", "200", "400"])
+    axes.minorticks_off()
     axes.legend(frameon=False)
     figure.savefig(file, dpi=150)
 

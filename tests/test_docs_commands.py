@@ -38,6 +38,7 @@ RUN_BY = {
     ("README.md", "On a cluster"): "tests/launch/test_submit.py::test_stages_run_as_jobs_and_a_refusal_comes_back",
     ("README.md", "Using a cache from other code"): f"{HERE}::test_the_readmes_python",
     ("CONTRIBUTING.md", "Set-up and tests"): ".ci/run, tests/cache/test_fuzz_corpus.py",
+    ("docs/choosing.md", "Before the capture"): "tests/teacher/test_plan.py, tests/teacher/test_audit.py",
     ("docs/classics.md", "Ten acoustic models into one"):
         "tests/test_classics.py::test_an_ensembles_student_beats_labels_on_real_speech",
     ("docs/classics.md", "Soft targets where labels cannot be trusted"):
