@@ -25,6 +25,14 @@ hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs the cache below is slow: half a minute, once in each process that runs tests."""
+    for item in items:
+        if "prepared_recipe" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def toy_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of 4 layers, its head padded to 72 rows for a tokenizer of 64 ids, as large teachers' are."""

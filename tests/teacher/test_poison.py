@@ -63,6 +63,7 @@ def test_the_sequence_is_named_whatever_is_kept(tmp_path: Path, value: float, wh
         assert all(np.isfinite(own.logits[own.ids >= 0]).all() for own in teacher([good]))
 
 
+@pytest.mark.slow
 def test_its_shard_is_set_aside_by_name_and_the_others_are_written(
     ray_cluster: Any, toy_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
