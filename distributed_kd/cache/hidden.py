@@ -6,17 +6,17 @@ more than half precision has. numpy and Arrow have no bfloat16: its numbers are 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from distributed_kd.cache.codecs.columns import from_column, to_column
+from distributed_kd.recipe.targets import HiddenDtype
 
 COLUMN = "hidden"
-Dtype = Literal["float16", "bfloat16", "float32"]
-_STORED: dict[Dtype, pa.DataType] = {"float16": pa.float16(), "bfloat16": pa.uint16(), "float32": pa.float32()}
+_STORED: dict[HiddenDtype, pa.DataType] = {"float16": pa.float16(), "bfloat16": pa.uint16(), "float32": pa.float32()}
 _BFLOAT16_EXPONENT = 0x7F80
 
 
@@ -26,7 +26,7 @@ class HiddenStates(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     layer: int
-    dtype: Dtype
+    dtype: HiddenDtype
     width: Annotated[int, Field(ge=1, le=1 << 20)]
 
     @property

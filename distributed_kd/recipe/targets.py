@@ -8,13 +8,15 @@ from pydantic import Field, model_validator
 
 from distributed_kd.recipe.section import Positive, Section
 
+HiddenDtype = Literal["float16", "bfloat16", "float32"]
+
 
 class Hidden(Section):
     layer: int = Field(
         -1,
         description="which, as transformers numbers them: 0 the embeddings, n those after n layers, -1 the last ones",
     )
-    dtype: Literal["float16", "bfloat16", "float32"] = Field("float16", description="that they are kept in")
+    dtype: HiddenDtype = Field("float16", description="that they are kept in")
 
 
 class Targets(Section):

@@ -15,7 +15,6 @@ from distributed_kd.student import loop
 from distributed_kd.student.flops import Work, operations_of, peak_of, work_of
 from distributed_kd.student.stream import MicroBatch
 from tests.student import scripted_engine
-from tests.student.test_spikes import one_rank  # noqa: F401 - a fixture
 
 
 def test_a_token_takes_six_operations_a_parameter_and_four_where_it_is_frozen() -> None:
@@ -59,6 +58,7 @@ class Batches(scripted_engine.Batches):
             yield [replace(batch, present=torch.arange(5)[None] < 3) for batch in micro_batches]
 
 
+@pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize("work", [Work(10, 1e3), None])
 def test_a_step_counts_its_tokens_and_tells_utilisation_where_the_peak_is_known(work: Work | None) -> None:
     metrics: list[dict[str, Any]] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -24,13 +24,6 @@ from tests.forked_ranks import in_ranks
 from tests.student.scripted_engine import Batches, ScriptedEngine, one_position
 
 STEPS = 7
-
-
-@pytest.fixture
-def one_rank(tmp_path: Any) -> Iterator[None]:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 class Notes:

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from distributed_kd.errors import WorkError
 from distributed_kd.recipe import Trainer
 from distributed_kd.student import loop
 from tests.student.scripted_engine import Batches, ScriptedEngine
 
+pytestmark = pytest.mark.usefixtures("one_rank")
+
 LOSSES = [2.0, 1.9, 2.1, 2.0, 1.8, 2.2, 2.0, 1.9, 2.1, 2.0]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    meeting = tmp_path_factory.mktemp("meeting") / "store"
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 def trained(
