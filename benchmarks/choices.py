@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from beside import workdir_beside
 
 from distributed_kd import __version__, stages
 from distributed_kd.cache.inspect import inspect
@@ -31,11 +32,13 @@ from distributed_kd.models.locate import locate
 from distributed_kd.recipe import Recipe, load
 from distributed_kd.store.filesystem import Store
 
-CHOICES = {
-    **{f"top {k}": [f"targets.k={k}"] for k in (4, 16, 64, 256)},
-    **{f"p = {p:g}, at most 256": ["targets.method=top_p", f"targets.p={p}", "targets.k=256"] for p in (0.8, 0.95)},
-    **{f"{draws} draws": ["targets.method=sample", f"targets.draws={draws}"] for draws in (12, 50)},
-}
+CHOICES = {  # by kind, of each the overrides by the figure that tells it from the others
+    "top k": {str(k): [f"targets.k={k}"] for k in (4, 16, 64, 256)},
+    "top p, at most 256": {
+        f"{p:g}": ["targets.method=top_p", f"targets.p={p}", "targets.k=256"] for p in (0.8, 0.95)
+    },
+    "draws": {str(draws): ["targets.method=sample", f"targets.draws={draws}"] for draws in (12, 50)},
+}  # fmt: skip
 FIGURES = ("cross_entropy", "kl_from_teacher", "agreement", "accuracy", "ece")
 RESAMPLES = 10_000
 
@@ -51,8 +54,12 @@ def main() -> None:
     with ray_session(recipe.capture.address):
         for stage in (stages.prepare, stages.cache, stages.train):
             stage(recipe)
-        made = {name: with_choice(recipe, name, options) for name in CHOICES}
-    students = {name: f"{own.workdir}/student/export" for name, own in made.items()}
+        made = {
+            (kind, choice): with_choice(recipe, f"{kind.split(',')[0]} {choice}", targets, options)
+            for kind, choices in CHOICES.items()
+            for choice, targets in choices.items()
+        }
+    students = {" ".join(name): f"{own.workdir}/student/export" for name, own in made.items()}
     scores, documents = scored(recipe, students)
     reference = scores["the recipe"]
     report = {
@@ -62,9 +69,10 @@ def main() -> None:
         "held_out": {"documents": len(np.unique(documents)), "positions": len(documents)},
         "labels alone": {key: measures.figures(scores["labels alone"])[key] for key in FIGURES},
         "rows": [
-            {"name": name, **of_cache(own), **{key: measures.figures(scores[name])[key] for key in FIGURES},
-             "differences": measures.differences(scores[name], reference, documents, RESAMPLES)}
-            for name, own in made.items()
+            {"kind": kind, "choice": choice, **of_cache(own),
+             **{key: measures.figures(scores[f"{kind} {choice}"])[key] for key in FIGURES},
+             "differences": measures.differences(scores[f"{kind} {choice}"], reference, documents, RESAMPLES)}
+            for (kind, choice), own in made.items()
         ],
     }  # fmt: skip
     if options.plot:
@@ -72,14 +80,10 @@ def main() -> None:
     print(json.dumps(report)) if options.json else show(report)
 
 
-def with_choice(recipe: Recipe, name: str, options: argparse.Namespace) -> Recipe:
+def with_choice(recipe: Recipe, name: str, targets: list[str], options: argparse.Namespace) -> Recipe:
     """The recipe with these targets, captured and trained."""
-    folder = Path(recipe.workdir)
-    work = folder.parent / f"{folder.name}-{name.replace(' = ', '').replace(', at most 256', '').replace(' ', '-')}"
-    work.mkdir(parents=True, exist_ok=True)
-    if not (work / "sequences").exists():
-        (work / "sequences").symlink_to((folder / "sequences").absolute())
-    found = load(options.recipe, [*options.overrides, *CHOICES[name], f"workdir={work}", "baseline=off"])
+    work = workdir_beside(recipe, name.replace(" ", "-"), "sequences")
+    found = load(options.recipe, [*options.overrides, *targets, f"workdir={work}", "baseline=off"])
     stages.cache(found)
     stages.train(found)
     return found
@@ -110,11 +114,11 @@ def scored(recipe: Recipe, students: dict[str, str]) -> tuple[dict[str, Scores],
 def show(report: dict[str, Any]) -> None:
     print(f"{report['held_out']['documents']} documents, {report['held_out']['positions']:,} positions")
     print(f"{'':22} {'bytes':>7} {'mass':>6} " + " ".join(f"{key:>16}" for key in FIGURES))
-    for row in [*report["rows"], {"name": "labels alone", **report["labels alone"]}]:
+    for row in [*report["rows"], {"kind": "labels", "choice": "alone", **report["labels alone"]}]:
         kept = (
             f"{row['bytes_per_position']:7.1f} {row['mean_kept_mass'] or 0:6.3f}" if "differences" in row else " " * 14
         )
-        print(f"{row['name']:22} {kept} " + " ".join(f"{row[key]:16.4f}" for key in FIGURES))
+        print(f"{row['kind'] + ' ' + row['choice']:22} {kept} " + " ".join(f"{row[key]:16.4f}" for key in FIGURES))
         if "differences" in row:
             change = row["differences"]["cross_entropy"]
             low, high = change["interval"]
@@ -128,23 +132,19 @@ def plot(report: dict[str, Any], file: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6.4, 4.4), layout="constrained")
-    for title, begins, marker in (("top k", "top", "o"), ("top p", "p =", "s"), ("draws", "", "^")):
-        own = [row for row in report["rows"] if kind_of(row["name"]) == begins]
+    for kind, marker in zip(CHOICES, ("o", "s", "^"), strict=True):
+        own = [row for row in report["rows"] if row["kind"] == kind]
         places = [row["bytes_per_position"] for row in own]
-        axes.plot(places, [row["cross_entropy"] for row in own], marker=marker, label=title)
+        axes.plot(places, [row["cross_entropy"] for row in own], marker=marker, label=kind)
         for row, place in zip(own, places, strict=True):
-            short = row["name"].removeprefix("top ").removeprefix("p = ").split(",")[0].removesuffix(" draws")
-            axes.annotate(short, (place, row["cross_entropy"]), xytext=(4, 4), textcoords="offset points", fontsize=8)
+            at = (place, row["cross_entropy"])
+            axes.annotate(row["choice"], at, xytext=(4, 4), textcoords="offset points", fontsize=8)
     axes.axhline(report["labels alone"]["cross_entropy"], color="0.4", linestyle=":", label="labels alone")
     axes.set(xlabel="bytes a position", ylabel="held-out cross-entropy, nats", xscale="log")
     axes.set_xticks([10, 20, 50, 100, 200, 400], ["10", "20", "50", "100", "200", "400"])
     axes.minorticks_off()
     axes.legend(frameon=False)
     figure.savefig(file, dpi=150)
-
-
-def kind_of(name: str) -> str:
-    return next((begins for begins in ("top", "p =") if name.startswith(begins)), "")
 
 
 if __name__ == "__main__":

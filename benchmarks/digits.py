@@ -17,16 +17,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
-import socket
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import forked_training
 import numpy as np
 import torch
 from over_seeds import mean_and_sd
@@ -34,7 +32,6 @@ from over_seeds import mean_and_sd
 from distributed_kd import __version__, stages
 from distributed_kd.corpus.batch import collate
 from distributed_kd.corpus.sequences import Sequences
-from distributed_kd.launch.processors import set_processors
 from distributed_kd.launch.ray_session import ray_session
 from distributed_kd.models.load import load_model
 from distributed_kd.recipe import Recipe, load
@@ -44,11 +41,6 @@ RECIPE, TEACHER = "recipes/augmented-digits.yaml", "recipes/digits-teacher.yaml"
 STUDENTS = ("soft", "hard", "plain")
 FIRST_SEED = 200  # the regime was chosen on splits of other seeds
 LEFT_OUT, BINS, RESAMPLES = 3, 15, 10_000
-TRAININGS = multiprocessing.get_context("forkserver")
-IMPORTED = [  # before a training is forked
-    "__main__", "distributed_kd.student.train", "distributed_kd.models.feature_classifier",
-    "deepspeed.runtime.zero.muon.muon_optimizer",
-]  # fmt: skip
 BIASES = np.linspace(0.0, 10.0, 101)
 
 
@@ -73,8 +65,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     begun = time.monotonic()
-    set_processors(os.environ, ranks=1)
-    TRAININGS.set_forkserver_preload(IMPORTED)
+    forked_training.set_up()
     seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)
     noisy = seeds if options.noisy_seeds is None else seeds[: options.noisy_seeds]
     with ray_session(None):
@@ -134,22 +125,8 @@ def trained(file: str, overrides: list[str]) -> Recipe:
     stages.prepare(recipe)
     if recipe.teachers:
         stages.cache(recipe)
-    own = TRAININGS.Process(target=train_as_the_one_rank, args=(file, overrides))
-    own.start()
-    own.join()
-    if own.exitcode:
-        raise SystemExit(own.exitcode)
+    forked_training.train(file, overrides)
     return recipe
-
-
-def train_as_the_one_rank(file: str, overrides: list[str]) -> None:
-    """In a process that is forked with torch and DeepSpeed imported, which takes longer than a training here."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # DeepSpeed talks, and stdout is for the report
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    stages.train(load(file, overrides))
 
 
 @torch.no_grad()

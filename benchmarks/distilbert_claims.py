@@ -27,9 +27,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import forked_training
 import numpy as np
 import torch
-from digits import TRAININGS, train_as_the_one_rank
 from over_seeds import mean_and_sd
 
 from distributed_kd import __version__, stages
@@ -37,7 +37,6 @@ from distributed_kd.corpus.batch import by_length
 from distributed_kd.corpus.sequences import Sequence, Sequences
 from distributed_kd.evaluate.measures import figures
 from distributed_kd.evaluate.scores import Scores, score
-from distributed_kd.launch.processors import set_processors
 from distributed_kd.launch.ray_session import ray_session
 from distributed_kd.models.distilbert import distilbert_of
 from distributed_kd.models.load import choose_device, load_model, resolve_dtype
@@ -70,8 +69,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="of every recipe, as KEY.PATH=VALUE")
     options = parser.parse_args()
     begun = time.monotonic()
-    set_processors(os.environ, ranks=1)
-    TRAININGS.set_forkserver_preload(["__main__", "distributed_kd.student.train"])
+    forked_training.set_up()
     with ray_session(None):
         rows = [row for claim in options.claims for row in CLAIMS[claim](options)]
     if options.plot:
@@ -201,17 +199,8 @@ def trained(
     stages.prepare(recipe)
     if recipe.teachers:
         stages.cache(recipe)
-    train(path, given)
+    forked_training.train(path, given)
     return recipe
-
-
-def train(path: str, overrides: list[str]) -> None:
-    """In a fork, as `digits.py` does: importing torch and DeepSpeed anew takes as long as training one layer."""
-    own = TRAININGS.Process(target=train_as_the_one_rank, args=(path, overrides))
-    own.start()
-    own.join()
-    if own.exitcode:
-        raise SystemExit(own.exitcode)
 
 
 def judged(

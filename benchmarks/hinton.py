@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from beside import workdir_beside
 from over_seeds import mean_and_sd
 
 from distributed_kd import __version__, stages
@@ -73,12 +74,7 @@ def trained(recipe: Recipe, temperature: float, seed: int, overrides: list[str],
     """The student of a temperature and a seed, from the recipe's own sequences and cache; its own is shared."""
     own = [*overrides, f"objective.temperature={temperature}", *([] if baseline else ["baseline=off"])]
     if temperature != recipe.objective.temperature or seed != 0:
-        folder = Path(recipe.workdir)
-        work = folder.parent / f"{folder.name}-T{temperature:g}-seed{seed}"
-        work.mkdir(parents=True, exist_ok=True)
-        for name in ("sequences", "cache"):
-            if not (work / name).exists():
-                (work / name).symlink_to((folder / name).absolute())
+        work = workdir_beside(recipe, f"T{temperature:g}-seed{seed}", "sequences", "cache")
         own += [f"workdir={work}", f"trainer.seed={recipe.trainer.seed + seed}"]
     found = load(RECIPE, own)
     stages.train(found)
