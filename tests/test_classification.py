@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from distributed_kd import cache
+from distributed_kd import cache, stages
 from distributed_kd.cache.verify import verify
 from distributed_kd.corpus.prepare import prepare
 from distributed_kd.errors import RequestError
@@ -190,8 +190,11 @@ def test_a_text_classifier_is_distilled(toy_recipe: dict[str, Any], tmp_path: Pa
     log_p, _ = row.targets.log_probabilities(2.0)
     np.testing.assert_allclose(log_p[0], (own_logits / 2.0).log_softmax(0).numpy(), atol=4e-3)
 
-    shutil.rmtree(Path(own["workdir"], "student"))
     other = toys.save_text_classifier(tmp_path / "other", layers=1, seed=2, classes=4)
+    both = parse(own | {"teachers": [*own["teachers"], {"model": str(other)}], "capture": {"folder": "both"}})
+    with pytest.raises(RequestError, match=r"teacher \S+/other has 4 classes and the sequences 3; choose teachers of"):
+        stages.cache(both)
+    shutil.rmtree(Path(own["workdir"], "student"))
     with pytest.raises(RequestError, match="the student has 4 classes and the sequences 3"):
         train(parse(own | {"student": {"model": str(other)}, "baseline": "off"}))
 

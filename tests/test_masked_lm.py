@@ -51,6 +51,14 @@ def test_each_training_window_is_there_once_a_view_and_held_out_ones_once(
     assert len({tuple(view.loss_mask.tolist()) for view in rows}) > 3
 
 
+def test_texts_without_a_token_to_mask_are_refused(recipe: dict[str, Any], ray_cluster: Any, tmp_path: Path) -> None:
+    (tmp_path / "unknown").mkdir()
+    (tmp_path / "unknown" / "texts.jsonl").write_text(40 * (json.dumps({"text": 12 * "nobody "}) + "\n"))
+    recipe["corpus"]["source"] = str(tmp_path / "unknown")
+    with pytest.raises(RequestError, match="no train sequence with a token to mask came out of it; give more doc"):
+        prepare(parse(recipe))
+
+
 def test_targets_are_the_models_own_at_masked_positions(
     recipe: dict[str, Any], teacher: Path, ray_cluster: Any
 ) -> None:

@@ -367,6 +367,7 @@ def _refuse_what_does_not_fit(corpus: Corpus, config: Any, model: str) -> None:
 
 
 def _refuse_empty(packed: list[Packed], corpus: Corpus) -> None:
+    what = "sequence with a token to mask" if corpus.task == "masked_lm" else "sequence"
     for split, fraction in (
         ("train", 1.0),
         ("validation", corpus.validation_fraction),
@@ -374,6 +375,6 @@ def _refuse_empty(packed: list[Packed], corpus: Corpus) -> None:
     ):
         if fraction and not sum(file.sequences[split] for file in packed):
             raise RequestError(
-                f"corpus.source {', '.join(corpus.sources)}: no {split} sequence came out of it; give more documents"
+                f"corpus.source {', '.join(corpus.sources)}: no {split} {what} came out of it; give more documents"
                 + ("" if split == "train" else f" or raise corpus.{split}_fraction")
             )

@@ -125,6 +125,12 @@ def new_manifest(
             f"the teacher's {what} not the sequences': {spec.model} has {teachers[:12]}, "
             f"{own.name} has {own.sha256[:12]}; prepare with the teacher's"
         )
+    classes = sequences.manifest.made_from.get("classes")
+    if classes is not None and vocabulary != classes:
+        raise RequestError(
+            f"teacher {spec.model} has {vocabulary} classes and the sequences {classes}; choose teachers of as many, "
+            "or prepare with this one's"
+        )
     return CacheManifest(
         made_from=made_from,
         fingerprint=fingerprint(made_from),

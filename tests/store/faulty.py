@@ -43,6 +43,7 @@ class FaultyProxy:
 
     rate: share of requests that a passing fault of a random kind is done to, by `seed`; beside those in `faults`.
     is_down: every request is answered 503.
+    held: PUTs whose path holds it wait for as long as it is set.
     late_seconds: of a late answer; more than the client waits for.
     """
 
@@ -51,6 +52,7 @@ class FaultyProxy:
     rate: float = 0.0
     late_seconds: float = 1.5
     is_down: bool = False
+    held: str | None = None
     faults: list[Fault] = field(default_factory=list)
     done: Counter[str] = field(default_factory=Counter)
     requests: list[str] = field(default_factory=list)
@@ -118,6 +120,8 @@ class FaultyProxy:
                 await asyncio.sleep(3600.0)
             return
         body = await reader.readexactly(length)
+        while method == "PUT" and self.held is not None and self.held in path:
+            await asyncio.sleep(0.05)
         if fault == "late":
             await asyncio.sleep(self.late_seconds)
             return

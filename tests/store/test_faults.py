@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -182,6 +183,36 @@ def test_a_job_through_faults_ends_as_one_without(
     assert found == files_of("s3://bucket/undisturbed")
 
 
+def test_a_store_that_takes_nothing_makes_the_teacher_wait(
+    proxy: FaultyProxy, toy_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    """A replica has two shards in work at most, so a slow store never fills its memory."""
+    toy_recipe["corpus"]["shard_sequences"] = 4
+    toy_recipe["capture"]["replicas"] = 1
+    recipe = write_recipe(tmp_path, toy_recipe | {"workdir": "s3://bucket/slow"})
+    environment = {"AWS_ENDPOINT_URL": proxy.endpoint}
+    assert dkd("prepare", recipe, **environment).returncode == 0
+    proxy.held = "/slow/cache/shards/"
+    work = subprocess.Popen(
+        [sys.executable, "-m", "distributed_kd.cli", "cache", str(recipe)],
+        env={**os.environ, **environment, "PYTHONPATH": str(ROOT)}, text=True, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+    def on_their_way() -> set[str]:
+        return {line for line in proxy.requests if line.startswith("PUT ") and "/slow/cache/shards/" in line}
+
+    deadline = time.monotonic() + 120
+    while len(on_their_way()) < 2:
+        assert time.monotonic() < deadline and work.poll() is None
+        time.sleep(0.01)
+    time.sleep(3.0)  # the toy teacher has done a shard in hundredths of one
+    assert len(on_their_way()) == 2
+    proxy.held = None
+    errors = work.communicate(timeout=120)[1]
+    assert work.returncode == 0, errors
+    assert len(on_their_way()) > 6
+
+
 def test_a_store_that_goes_for_good_ends_the_capture_and_the_same_command_finishes_it(
     proxy: FaultyProxy, toy_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -219,7 +250,10 @@ def test_a_store_that_goes_for_good_ends_the_capture_and_the_same_command_finish
     assert told == "stopped by SIGTERM; resume with the same command" and work.returncode == 0
 
     proxy.is_down = False
-    assert len(receipts_of("s3://bucket/going/cache")) >= len(first) + 3
+    there = len(receipts_of("s3://bucket/going/cache"))
+    assert there >= len(first) + 3
+    half = json.loads(dkd("inspect", "s3://bucket/going/cache", "--json", **environment_of(proxy)).stdout)
+    assert half["shards"] - len(half["missing_shards"]) == there < half["shards"]
     local = toy_recipe | {"workdir": str(tmp_path / "job")}
     assert dkd("cache", recipe, **environment_of(proxy)).returncode == 0
     for stage in ("prepare", "cache"):

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from distributed_kd.cache.inspect import inspect
 from distributed_kd.errors import Stopped, WorkError
 from distributed_kd.recipe import parse
 from distributed_kd.teacher.capture import stopped_by_sigterm
@@ -116,6 +117,8 @@ def test_a_second_driver_is_refused_and_sigterm_ends_the_first_well(
     assert done.returncode == 2
     assert f"is in work by process {driver.pid} on " in said(done)
     until(lambda: receipts_of(cache) > 2, "receipts")
+    running = inspect(str(cache))
+    assert 2 < running["shards"] - len(running["missing_shards"]) < running["shards"]
     driver.send_signal(signal.SIGTERM)
     begun = time.monotonic()
     errors = driver.communicate(timeout=60)[1]
