@@ -58,7 +58,7 @@ def _failure(where: str, what: str, error: Exception) -> StoreError:
             f"{begin}: {reason_of(error)}; check that it is there, and that this environment's credentials allow it"
         )
     return StoreError(
-        f"{begin}, tried again and again: {reason_of(error)}; what was written so far is good: when the store answers "
+        f"{begin}, whatever was tried: {reason_of(error)}; what was written so far is good: when the store answers "
         "again, run the same command"
     )
 

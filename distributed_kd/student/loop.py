@@ -71,7 +71,8 @@ def train(
                 _refuse(step, f"the gradient's norm is {line['gradient_norm']}", micro_batches, "took it")
             done = step + 1
             whole = waited + line["seconds"]
-            metrics.append({"step": step, **line, "data_wait": waited / whole})
+            rate = line["positions"] / whole
+            metrics.append({"step": step, **line, "positions_per_second": rate, "data_wait": waited / whole})
             if work is not None:
                 own = line["tokens"] / torch.distributed.get_world_size()
                 metrics[-1]["flop_utilisation"] = work.utilisation(own, whole)

@@ -11,7 +11,11 @@ ids that are not kept.
     compiled   the same through torch.compile
     triton     two kernels for GPUs (`chunk_gradient_triton.py`)
     auto       triton on a CUDA device, chunked elsewhere
-and `reference` is dense autograd in float64.
+and `reference` is dense autograd in float64. Where Triton cannot be had, `compiled` is what to ask for by name.
+
+alpha = 0 takes the same pass as the rest: torch's `linear_cross_entropy` takes 1.5 times as long on a CPU
+(`benchmarks/objective.py`). From it is the order of arguments; in the place of its `reduction` is always the sum, since
+the mean is over the positions of all ranks (`loop.py`).
 
 Shapes: N positions, D hidden size, V rows of the student's head, K kept ids.
 """

@@ -161,8 +161,8 @@ def number_of_steps(recipe: Recipe, sequences: int) -> int:
 def _show_progress(notes: Path, metrics: list[dict[str, Any]], steps: int) -> None:
     """Leaves it where the launcher looks for it."""
     last = metrics[-1]
-    rate = last["positions"] / last["seconds"]
-    note = f"loss {last['loss']:.3f}, {rate:,.0f} positions/s, data wait {last['data_wait']:.0%}"
+    rate = f"{last['positions_per_second']:,.0f} positions/s"
+    note = f"loss {last['loss']:.3f}, {rate}, data wait {last['data_wait']:.0%}"
     temporary = notes / "progress.json.tmp"
     temporary.write_text(json.dumps({"done": len(metrics), "total": steps, "note": note}))
     temporary.replace(notes / "progress.json")

@@ -75,6 +75,6 @@ def test_what_fails_is_asked_again_and_told_in_one_line(proxy: FaultyProxy) -> N
     code = "from distributed_kd.store.filesystem import Store; Store('gs://bucket/job').put('file', b'x')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stderr.splitlines()[-1].startswith(
-        "distributed_kd.errors.StoreError: gs://bucket/job/file cannot be written, tried again and again: "
+        "distributed_kd.errors.StoreError: gs://bucket/job/file cannot be written, whatever was tried: "
     )
     assert "out of retries" not in done.stderr, "the driver's own log"

@@ -115,7 +115,7 @@ def test_a_finished_cache_is_opened_as_it_is(tmp_path: Path) -> None:
 def test_training_beside_the_capture_ends_with_the_weights_of_training_after_it(
     toy_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The training is started first, and steps are taken before the last shard is there."""
+    """The training is started first, and waits for its first shards."""
     toy_recipe["baseline"] = "off"
     toy_recipe["corpus"]["shard_sequences"] = 2
     toy_recipe["trainer"] |= {"follow": True, "processes": 2, "global_batch": 4, "micro_batch": 1, "steps": 60}

@@ -56,11 +56,12 @@ def relative(ours: torch.Tensor, exact: torch.Tensor) -> float:
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_many_blocks_and_half_precision(alpha: float, temperature: float, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("impl", ["triton", "chunked"])
+def test_many_blocks_and_half_precision(alpha: float, temperature: float, dtype: torch.dtype, impl: str) -> None:
     hidden, weight, targets = case(dtype)
     form: dict[str, Any] = {"temperature": temperature, "alpha": alpha}
     exact = gradients(hidden.double(), Head(weight.double()), targets, impl="reference", **form)
-    ours = gradients(hidden, Head(weight), targets, impl="triton", chunk=4, **form)
+    ours = gradients(hidden, Head(weight), targets, impl=impl, chunk=4, **form)
     # In half precision the logits are rounded where the product is not made in float32, as on the CPU.
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     assert torch.isnan(exact[0].tail) == (alpha == 0.0)

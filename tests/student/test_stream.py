@@ -13,6 +13,7 @@ import pytest
 from distributed_kd import cache
 from distributed_kd.cache.reader import LogitCache
 from distributed_kd.store.filesystem import Store
+from distributed_kd.student import shard_tables
 from distributed_kd.student import stream as streams
 from distributed_kd.student.order import GlobalOrder
 from distributed_kd.student.stream import MicroBatch, Stream
@@ -41,10 +42,15 @@ def ids_of(micro_batches: list[MicroBatch]) -> list[int]:
 
 
 def in_order(opened: LogitCache, step: int, ranks: list[list[MicroBatch]]) -> list[int]:
-    """The ranks' sequence ids one after the other, in the order's own order, each once seen to have its share."""
+    """The ranks' sequence ids one after the other, in the order's own order.
+
+    Each rank is seen to have its share as a list: as the order has it, or by length where it is several micro-batches.
+    """
     order = GlobalOrder(opened.manifest.fingerprint, 3, opened.entries.rows, BATCH)
     shares = [order.rank_batch(step, rank, len(ranks)).tolist() for rank in range(len(ranks))]
-    assert [sorted(ids_of(batches)) for batches in ranks] == [sorted(share) for share in shares]
+    for share, batches in zip(shares, ranks, strict=True):
+        by_length = sorted(share, key=lambda one: len(opened[one].sequence.input_ids))
+        assert ids_of(batches) == (share if len(batches) == 1 else by_length)
     return [one for share in shares for one in share]
 
 
@@ -96,6 +102,14 @@ def test_batches_are_the_same_lists_however_far_is_read_ahead(
         found.append(in_order(opened, step, [batches]))
         time.sleep(0.01 if slow == "trainer" else 0.0)
     assert found == whole
+
+
+@pytest.mark.parametrize("threads", [1, 2, 32])
+def test_batches_are_the_same_lists_for_any_number_of_readers(
+    opened: LogitCache, whole: list[list[int]], monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    monkeypatch.setattr(shard_tables, "_THREADS", threads)
+    assert trained(opened, 2, 2) == whole
 
 
 @pytest.mark.parametrize("first", range(STEPS + 1))
