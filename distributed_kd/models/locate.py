@@ -29,13 +29,19 @@ def locate(reference: str, revision: str | None = None, weights: bool = True) ->
 
     Raises `RequestError`: one line that says what is not there.
     """
+    path = find(reference, revision, weights)
+    return _converted(path) if path.is_file() else path
+
+
+def find(reference: str, revision: str | None = None, weights: bool = True) -> Path:
+    """As `locate`, but a .gguf file as it lies there: converting it takes a minute."""
     path = resolve_package(reference)
     if path.is_file() and path.suffix == ".gguf":
-        return _converted(path)
+        return path
     if path.is_dir():
         ggufs = sorted(path.glob("*.gguf"))
         if not (path / "config.json").exists() and len(ggufs) == 1:
-            return _converted(ggufs[0])
+            return ggufs[0]
         if not (path / "config.json").exists():
             raise RequestError(f"model {reference}: no config.json in {path}")
         return path
@@ -47,9 +53,10 @@ def locate(reference: str, revision: str | None = None, weights: bool = True) ->
 
 def resolve_package(reference: str) -> Path:
     """`package:NAME/PATH` as a path inside that installed package; any other reference as it is."""
-    if not reference.startswith(PACKAGE_PREFIX):
+    name = package_of(reference)
+    if name is None:
         return Path(reference).expanduser()
-    name, _, rest = reference.removeprefix(PACKAGE_PREFIX).partition("/")
+    rest = reference.removeprefix(PACKAGE_PREFIX).partition("/")[2]
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
         raise RequestError(
@@ -61,6 +68,11 @@ def resolve_package(reference: str) -> Path:
     if not path.is_relative_to(folder.resolve()):
         raise RequestError(f"{reference} leads out of the package")
     return path
+
+
+def package_of(reference: str) -> str | None:
+    """The name in `package:NAME/PATH`; None of any other reference."""
+    return reference.removeprefix(PACKAGE_PREFIX).partition("/")[0] if reference.startswith(PACKAGE_PREFIX) else None
 
 
 def identity(folder: Path) -> dict[str, str]:

