@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
+from itertools import count
 from typing import Any
 
-from distributed_kd.cache.inspect import inspect
+import yaml
+
+from distributed_kd.cache.inspect import facts_of
 from distributed_kd.cache.manifest import CacheManifest
 from distributed_kd.corpus.sequences import FOLDER as SEQUENCES_FOLDER
 from distributed_kd.corpus.sequences import SequencesManifest
@@ -13,6 +17,7 @@ from distributed_kd.errors import RequestError
 from distributed_kd.evaluate.evaluate import FOLDER as REPORT_FOLDER
 from distributed_kd.evaluate.evaluate import REPORT, ReportManifest
 from distributed_kd.recipe import Capture
+from distributed_kd.recipe.whole import member_folder
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.manifest import Run
 from distributed_kd.student import artifact
@@ -22,11 +27,15 @@ ABSENT, BEGUN, DONE = "absent", "begun", "done"
 
 
 def status(workdir: str) -> dict[str, Any]:
-    """Stage -> its `state` (absent, begun or done) and what is known of it. Raises `RequestError` where nothing is."""
+    """Stage -> its `state` (absent, begun or done) and what is known of it. Raises `RequestError` where nothing is.
+
+    A cache that is not in the usual folder is a stage `cache FOLDER`.
+    """
     store = Store(workdir)
     stages = {
         "prepare": _sequences(store.child(SEQUENCES_FOLDER)),
-        "cache": _cache(store.child(Capture().folder)),
+        "cache": _cache(store, Capture().folder),
+        **_other_caches(store),
         **{arm: _arm(store.child(arm)) for arm in artifact.ARMS},
         "evaluate": _report(store.child(REPORT_FOLDER)),
     }
@@ -43,11 +52,40 @@ def _sequences(store: Store) -> dict[str, Any]:
     return {"state": DONE, "positions": splits, **_seconds(store)}
 
 
-def _cache(store: Store) -> dict[str, Any]:
+def _cache(workdir: Store, folder: str) -> dict[str, Any]:
+    """Of an ensemble each member's too, as many as have begun; it is begun until their mean is."""
+    members: dict[str, Any] = {}
+    for place in count():
+        member = _own_cache(workdir.child(member_folder(folder, place)))
+        if member["state"] == ABSENT:
+            break
+        members[f"teacher {place}"] = member
+    own = _own_cache(workdir.child(folder))
+    if own["state"] == ABSENT and members:
+        own = {"state": BEGUN}
+    return {**own, **({"members": members} if members else {})}
+
+
+def _other_caches(workdir: Store) -> dict[str, Any]:
+    """Those directly in the workdir, and those that the recipes name which made its sequences and its student."""
+    folders = set(workdir.folders(""))
+    for name in (SEQUENCES_FOLDER, artifact.ARMS[0]):
+        with suppress(FileNotFoundError):
+            said = yaml.safe_load(workdir.read(f"{name}/{artifact.RECIPE}"))
+            folders.add(said.get("capture", {}).get("folder", Capture().folder))
+    folders -= {SEQUENCES_FOLDER, Capture().folder, *artifact.ARMS, REPORT_FOLDER}
+    found = {}
+    for folder in sorted(folders):
+        with suppress(RequestError):  # a folder of something else, which has a manifest of its own
+            found[f"cache {folder}"] = _cache(workdir, folder)
+    return {name: facts for name, facts in found.items() if facts["state"] != ABSENT}
+
+
+def _own_cache(store: Store) -> dict[str, Any]:
     manifest = CacheManifest.read(store)
     if manifest is None:
         return {"state": ABSENT}
-    facts = inspect(store.uri)
+    facts = facts_of(store, manifest)
     done = manifest.shards - len(facts["missing_shards"])
     known = {"shards": manifest.shards, "shards_done": done, "positions": facts["positions"]}
     size = {"bytes_total": facts["bytes_total"]}

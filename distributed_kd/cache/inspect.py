@@ -26,6 +26,11 @@ def inspect(uri: str) -> dict[str, Any]:
     manifest = CacheManifest.read(store)
     if manifest is None:
         raise RequestError(f"{store.uri} holds no cache (no manifest.json)")
+    return facts_of(store, manifest)
+
+
+def facts_of(store: Store, manifest: CacheManifest) -> dict[str, Any]:
+    """What `inspect` says of the cache in `store`, whose manifest this is."""
     if manifest.index is not None:
         entries = read_entries(store, manifest)
         parts, kept_mass = manifest.bytes_by_part, manifest.mean_kept_mass

@@ -138,5 +138,10 @@ class Recipe(Section):
 
     def of_teacher(self, place: int) -> Recipe:
         """The recipe of the cache of one of several teachers, a folder in that of their mean."""
-        capture = self.capture.model_copy(update={"folder": f"{self.capture.folder}/teacher-{place:02d}"})
+        capture = self.capture.model_copy(update={"folder": member_folder(self.capture.folder, place)})
         return self.model_copy(update={"teachers": [self.teachers[place]], "capture": capture})
+
+
+def member_folder(folder: str, place: int) -> str:
+    """Of the workdir, that the cache of one of several teachers is in, where their mean is in `folder`."""
+    return f"{folder}/teacher-{place:02d}"

@@ -43,6 +43,10 @@ def test_corpus_and_workdir_in_a_bucket(
 
     done = dkd("inspect", "s3://bucket/job/cache", "--json", **bucket)
     assert json.loads(done.stdout) == report["cache"]
+    stages = json.loads(dkd("status", "s3://bucket/job", "--json", **bucket).stdout)["stages"]
+    assert {name: stages[name]["state"] for name in stages if name != "baseline"} == dict.fromkeys(
+        ("prepare", "cache", "student", "evaluate"), "done"
+    )
     done = dkd("run", recipe, DKD_CACHE=str(tmp_path / "cache"), **bucket)
     assert done.stderr.count("done already") == 4
     # The same shards as on a local disk, to the byte; and no credential in anything that was written.
