@@ -9,10 +9,11 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from distributed_kd.bundled import PACKAGE, bundled
 from distributed_kd.errors import RequestError
-from distributed_kd.recipe import Recipe, dump
+from distributed_kd.recipe import Recipe, dump, makers
 from distributed_kd.store.filesystem import Store
 
 MOST_BYTES = 16 << 20  # the package itself is about one MiB
@@ -49,8 +50,9 @@ def job_folder(stage: str, recipe: Recipe) -> JobFolder:
         raise RequestError(f"there is no stage {stage!r} to submit; it is one of {', '.join(entry_points)}")
     entry_point = f"jobs/{stage}.py"
     sources, excluded = _package()
-    sources |= {entry_point: bundled(entry_point)} | _named_by(recipe)
-    made = JobFolder(f"python {entry_point} recipe.yaml", sources, dump(_absolute(recipe)), excluded)
+    named, elsewhere = _named_by(recipe)
+    sources |= {entry_point: bundled(entry_point)} | named
+    made = JobFolder(f"python {entry_point} recipe.yaml", sources, dump(_absolute(recipe)), excluded + elsewhere)
     total, largest = sum(made.sizes.values()), max(made.sizes, key=made.sizes.__getitem__)
     if total > MOST_BYTES:
         raise RequestError(
@@ -72,14 +74,17 @@ def _package() -> tuple[dict[str, Path], list[str]]:
     return sources, sorted(excluded)
 
 
-def _named_by(recipe: Recipe) -> dict[str, Path]:
-    """DeepSpeed's configuration and the recipes that make teachers, at the same relative paths.
+def _named_by(recipe: Recipe) -> tuple[dict[str, Path], list[str]]:
+    """DeepSpeed's configurations and the recipes that make teachers, at the same relative paths; and the names of those
+    that have no place in the folder, which the cluster's nodes must have where the recipe says.
 
     So the recipe stays as it is, and with it the student's fingerprint.
     """
-    names = [name for name in (recipe.trainer.deepspeed, *(own.recipe for own in recipe.teachers)) if name is not None]
-    files = [Path(name) for name in names if isinstance(name, str)]
-    return {str(file): file for file in files if not file.is_absolute() and ".." not in file.parts and file.is_file()}
+    names: list[Any] = [one.trainer.deepspeed for one in (recipe, *makers(recipe))]
+    names += [own.recipe for own in recipe.teachers]
+    files = list(dict.fromkeys(Path(name) for name in names if isinstance(name, str)))
+    elsewhere = [file for file in files if file.is_absolute() or ".." in file.parts]
+    return {str(file): file for file in files if file not in elsewhere and file.is_file()}, [str(f) for f in elsewhere]
 
 
 def _absolute(recipe: Recipe) -> Recipe:

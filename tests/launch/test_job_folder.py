@@ -42,7 +42,9 @@ def test_what_is_written_is_what_was_listed(
     (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 2}}')
     monkeypatch.chdir(tmp_path)
     toy_recipe["trainer"]["deepspeed"] = "zero.json"
-    (tmp_path / "maker.yaml").write_text(yaml.safe_dump(toy_recipe))
+    makers = {**toy_recipe, "trainer": toy_recipe["trainer"] | {"deepspeed": "makers.json"}}
+    (tmp_path / "makers.json").write_text("{}")
+    (tmp_path / "maker.yaml").write_text(yaml.safe_dump(makers))
     toy_recipe["teachers"] = [{"recipe": "maker.yaml", "overrides": [f"workdir={tmp_path}/teacher"]}]
     made = job_folder("train", parse(toy_recipe))
     made.write(tmp_path / "job")
@@ -51,6 +53,23 @@ def test_what_is_written_is_what_was_listed(
     assert found["zero.json"].read_bytes() == (tmp_path / "zero.json").read_bytes()
     assert "deepspeed: zero.json\n" in found["recipe.yaml"].read_text()
     assert found["maker.yaml"].read_bytes() == (tmp_path / "maker.yaml").read_bytes()
+    assert found["makers.json"].read_text() == "{}"
+
+
+def test_files_that_have_no_place_in_the_folder_are_named(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "zero.json").write_text("{}")
+    maker = write_recipe(tmp_path, toy_recipe)
+    teachers = [{"recipe": str(maker), "model": toy_recipe["teachers"][0]["model"]}]
+    toy_recipe["trainer"]["deepspeed"] = "../zero.json"
+    recipe = write_recipe(tmp_path / "here", toy_recipe | {"teachers": teachers})
+    done = dkd("submit", "train", recipe, "--dry-run", cwd=tmp_path / "here")
+    assert done.returncode == 0, done.stderr
+    sent = yaml.safe_load(done.stdout)  # without --json it is read by people, as YAML
+    assert list(sent) == ["address", "entrypoint", "runtime_env", "recipe.yaml", "working_dir"]
+    assert sent["entrypoint"] == "python jobs/train.py recipe.yaml"
+    assert sent["working_dir"]["excluded"][-2:] == ["../zero.json", str(maker)]
+    assert "zero.json" not in sent["working_dir"]["files"]
 
 
 def test_a_large_file_in_the_package_is_named_and_what_is_hidden_stays_here(
