@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
 
-from distributed_kd.evaluate.card import card_of
+from distributed_kd.evaluate.card import card_of, write_card
+from distributed_kd.store.filesystem import Store
 from tests.evaluate.test_page import report
 
 
@@ -46,3 +50,39 @@ def test_no_teacher_and_figures_that_need_one() -> None:
     card = ModelCard(card_of(made | {"retention": None}))
     assert "A student of hard labels alone" in card.text and "Retention" not in card.text
     assert "| accuracy | 0.207 |" in card.text
+
+
+class Hub:
+    """What `huggingface_hub.HfApi` is asked for, in the place of a hub."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    def create_repo(self, repository: str, **how: Any) -> None:
+        self.asked.append((repository, how))
+
+    def upload_folder(self, repo_id: str, folder_path: str) -> Any:
+        self.asked.append((repo_id, {path.name: path.read_text() for path in Path(folder_path).iterdir()}))
+        return SimpleNamespace(commit_url="https://hub.example/owner/student/commit/1")
+
+
+def test_weights_and_card_go_to_the_hub_where_it_is_asked_for_and_nothing_else_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = Hub()
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
+    workdir = Store(str(tmp_path))
+    workdir.put("report/report.json", json.dumps(report_of("owner/teacher")).encode())
+    for name in ("config.json", "model.safetensors"):
+        workdir.put(f"student/export/{name}", b"x")
+    facts = write_card(str(tmp_path))
+    assert facts == {"card": f"{tmp_path}/student/export/README.md"}
+    assert hub.asked == []
+
+    facts = write_card(str(tmp_path), push="owner/student")
+    assert facts["pushed_to"] == "https://hub.example/owner/student/commit/1"
+    made, (repository, files) = hub.asked
+    assert made == ("owner/student", {"private": True, "exist_ok": True})
+    assert repository == "owner/student"
+    assert files.keys() == {"config.json", "model.safetensors", "README.md"}
+    assert "**Retention 0.627**" in files["README.md"]
