@@ -5,12 +5,17 @@ from __future__ import annotations
 import io
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from distributed_kd import console
+from distributed_kd.corpus import builtin
+from distributed_kd.corpus.cut import survey
+from distributed_kd.corpus.source import list_files
+from distributed_kd.recipe import Corpus
 
 
 @pytest.fixture
@@ -108,3 +113,19 @@ def test_a_pace_in_words(monkeypatch: pytest.MonkeyPatch, done: int, words: str)
     pace = console.Pace("x")
     monkeypatch.setattr(time, "monotonic", lambda: 60.0)
     assert pace(done) == words
+
+
+def test_the_bytes_of_a_source_are_counted_while_they_are_read(out: io.StringIO, tmp_path: Path) -> None:
+    sizes = [7, 300_000, 5]
+    for number, size in enumerate(sizes):
+        (tmp_path / f"{number}.txt").write_bytes(b"x" * size)
+    corpus = Corpus(source=str(tmp_path))
+    survey(list_files(corpus), corpus)
+    assert out.getvalue().splitlines()[-1].startswith("survey: 300,012 of 300,012 after 0 s")
+
+
+def test_a_source_that_is_made_here_says_so(out: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DKD_CACHE", str(tmp_path))
+    monkeypatch.setattr("distributed_kd.corpus.builtin.digits.write", lambda _: time.sleep(0.2))
+    builtin.resolve("builtin:digits")
+    assert out.getvalue() == "making corpus.source builtin:digits, once on this machine\n"

@@ -29,6 +29,12 @@ from tests.evaluate.test_page_in_browser import check
 pytestmark = pytest.mark.slow
 
 
+def progress_in(stderr: str) -> list[str]:
+    """The lines that tell a person how far a stage is."""
+    stages = "survey|prepare|pack|cut|cache|train|student|baseline|evaluate|starting|joining|making|fetching|converting"
+    return [line for line in stderr.splitlines() if re.match(rf"({stages})\b.*( |:)", line)]
+
+
 def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
@@ -49,9 +55,11 @@ def test_the_line_runs_then_skips_and_trains_without_the_teacher(
     for stage in ("prepare", "cache"):
         done = dkd(stage, recipe, "--json")
         assert done.returncode == 0, done.stderr
+        assert progress_in(done.stderr) == []
     shutil.move(teacher, tmp_path / "hidden")
     done = dkd("train", recipe, "--json")
     assert done.returncode == 0, done.stderr
+    assert progress_in(done.stderr) == []
     arms = json.loads(done.stdout)
     assert arms["student"]["trained_parameters"] < arms["student"]["parameters"]
     done = dkd("cache", recipe)
@@ -61,6 +69,7 @@ def test_the_line_runs_then_skips_and_trains_without_the_teacher(
 
     done = dkd("run", recipe, "--json")
     assert done.returncode == 0, done.stderr
+    assert progress_in(done.stderr) == []
     report = json.loads(done.stdout)
     check_report(report)
     metrics = [json.loads(line) for line in (work / "student" / "metrics.jsonl").read_text().splitlines()]
@@ -75,6 +84,7 @@ def test_the_line_runs_then_skips_and_trains_without_the_teacher(
     for stage in ("prepare", "cache", "train: student", "train: baseline", "evaluate"):
         assert f"{stage}" in done.stderr
     assert done.stderr.count("done already") == 5
+    assert any(line.startswith("survey: ") for line in progress_in(done.stderr)), "without --json they are there"
     assert files_of(work) == before
     assert "report.html" in done.stdout
     look_at_the_page_with_an_audit(work, recipe, report, tmp_path)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Protocol, TypeVar
 
+from distributed_kd import console
 from distributed_kd.corpus.bytes_of import STRETCH_BYTES, open_bytes, stretches
 from distributed_kd.corpus.packing import id_of_digest
 from distributed_kd.corpus.source import SourceFile
@@ -77,8 +79,17 @@ def runs_of(items: list[_T], block_bytes: int) -> list[list[_T]]:
 
 def survey(files: list[SourceFile], corpus: Corpus) -> list[Survey]:
     """Reads every byte once. Raises `RequestError` for a file that is none of its format."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(lambda file: _survey(file, corpus), files))
+    done, pace, counting = 0, console.Pace("bytes"), Lock()
+    with console.progress("survey", sum(file.bytes for file in files)) as advance:
+
+        def count(size: int) -> None:
+            nonlocal done
+            with counting:
+                done += size
+                advance(done, pace(done))
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return list(pool.map(lambda file: _survey(file, corpus, count), files))
 
 
 def digest_of(files: list[SourceFile], surveys: list[Survey]) -> dict[str, Any]:
@@ -90,10 +101,10 @@ def digest_of(files: list[SourceFile], surveys: list[Survey]) -> dict[str, Any]:
     }
 
 
-def _survey(file: SourceFile, corpus: Corpus) -> Survey:
+def _survey(file: SourceFile, corpus: Corpus, count: Callable[[int], None]) -> Survey:
     stored = SourceFile(file.uri, file.format, file.bytes)  # as it lies there, compressed or not
     with open_bytes(stored) as raw:
-        stream = _Digesting(raw)
+        stream = _Digesting(raw, count)
         cuts = list(_cuts(file, stream, corpus.block_bytes))
         while stream.read(_READ_BYTES):
             pass
@@ -188,10 +199,11 @@ def _record_batches(file: SourceFile, stream: _Digesting) -> Iterator[_Cut]:
 
 
 class _Digesting(io.RawIOBase):
-    """A stream's bytes on their way, into a digest."""
+    """A stream's bytes on their way, into a digest; `count` is told how many."""
 
-    def __init__(self, stream: io.BufferedReader) -> None:
+    def __init__(self, stream: io.BufferedReader, count: Callable[[int], None]) -> None:
         self._stream = stream
+        self._count = count
         self.sha256 = hashlib.sha256()
         self.place = 0
         self.tail = b""
@@ -205,6 +217,7 @@ class _Digesting(io.RawIOBase):
         self.place += len(data)
         last = len(_END_OF_STREAM)
         self.tail = (self.tail + data[-last:])[-last:]
+        self._count(len(data))
         return data
 
     def readinto(self, buffer: Any) -> int:

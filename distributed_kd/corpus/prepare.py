@@ -10,6 +10,7 @@ there.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from itertools import chain
@@ -263,33 +264,38 @@ def _cut(
     task = ray.remote(num_cpus=1)(_write_shard)
     splits: dict[str, SplitSummary] = {}
     entries: list[ShardEntry] = []
-    shard = 0
     sequence_id = 0
-    for split in SPLITS:
-        starts = np.cumsum([0] + [file.sequences[split] for file in packed])
-        total = int(starts[-1])
-        references: list[Any] = []
-        for begin in range(0, total, corpus.shard_sequences):
-            end = min(begin + corpus.shard_sequences, total)
-            covered = range(int(np.searchsorted(starts, begin, "right")) - 1, int(np.searchsorted(starts, end, "left")))
-            rows = [
-                (packed[place].name, max(begin, int(starts[place])) - int(starts[place]), end - int(starts[place]))
-                for place in covered
-            ]
-            references.append(task.remote(rows, split, corpus, store, shard + len(references), sequence_id + begin))
-        with task_errors():
-            written = ray.get(references)
-        splits[split] = SplitSummary(
-            documents=documents[split],
-            sequences=total,
-            positions=sum(entry.positions for entry, _ in written),
-            first_shard=shard,
-            end_shard=shard + len(written),
-            unlabelled=sum(unlabelled for _, unlabelled in written),
-        )
-        shard += len(written)
-        sequence_id += total
-        entries += [entry for entry, _ in written]
+    totals = {split: sum(file.sequences[split] for file in packed) for split in SPLITS}
+    shards = sum(math.ceil(total / corpus.shard_sequences) for total in totals.values())
+    with console.progress("cut", shards) as advance, task_errors():
+        for split in SPLITS:
+            starts = np.cumsum([0] + [file.sequences[split] for file in packed])
+            total = totals[split]
+            shard = len(entries)
+            references: list[Any] = []
+            for begin in range(0, total, corpus.shard_sequences):
+                end = min(begin + corpus.shard_sequences, total)
+                first = int(np.searchsorted(starts, begin, "right")) - 1
+                rows = [
+                    (packed[place].name, max(begin, int(starts[place])) - int(starts[place]), end - int(starts[place]))
+                    for place in range(first, int(np.searchsorted(starts, end, "left")))
+                ]
+                references.append(task.remote(rows, split, corpus, store, shard + len(references), sequence_id + begin))
+            unlabelled = 0
+            for reference in references:
+                entry, without = ray.get(reference)
+                entries.append(entry)
+                unlabelled += without
+                advance(len(entries), "shards")
+            splits[split] = SplitSummary(
+                documents=documents[split],
+                sequences=total,
+                positions=sum(entry.positions for entry in entries[shard:]),
+                first_shard=shard,
+                end_shard=len(entries),
+                unlabelled=unlabelled,
+            )
+            sequence_id += total
     return splits, entries
 
 

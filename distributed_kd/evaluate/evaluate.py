@@ -68,7 +68,8 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
         return _with_later_audit(recipe, store, list(arms))
     store.check_writable()
 
-    held_out = [row for entry in sequences.shards(recipe.evaluate.split) for row in sequences.read(entry.shard)]
+    with console.waiting("evaluate: reading what is held out"):
+        held_out = [row for entry in sequences.shards(recipe.evaluate.split) for row in sequences.read(entry.shard)]
     if not held_out:
         split = recipe.evaluate.split
         raise RequestError(f"{sequences.store.uri} holds no {split} sequence; set corpus.{split}_fraction")
@@ -91,9 +92,10 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
 
 
 def _put(store: Store, report: dict[str, Any], workdir: Store, arms: list[str]) -> None:
-    metrics = {arm: read_metrics(workdir.child(arm)) for arm in arms}
-    store.put(REPORT, json.dumps(report, indent=1).encode())
-    store.put(PAGE, render(report, metrics).encode())
+    with console.waiting("evaluate: writing the report"):
+        metrics = {arm: read_metrics(workdir.child(arm)) for arm in arms}
+        store.put(REPORT, json.dumps(report, indent=1).encode())
+        store.put(PAGE, render(report, metrics).encode())
 
 
 def _with_later_audit(recipe: Recipe, store: Store, arms: list[str]) -> dict[str, Any]:
@@ -113,7 +115,8 @@ def _more_of_cache(recipe: Recipe, facts: dict[str, Any]) -> dict[str, Any]:
         return {}
     found: dict[str, Any] = {}
     try:
-        found["kept_mass_by_k"] = kept_mass_by_k(caches.open(store_of(recipe)))
+        with console.waiting("evaluate: the mass that fewer ids would have kept"):
+            found["kept_mass_by_k"] = kept_mass_by_k(caches.open(store_of(recipe)))
         found["audit"] = read_audit(store_of(recipe).uri, facts["fingerprint"])
     except DkdError as error:
         console.say(f"evaluate: left out of the report: {error}")

@@ -98,25 +98,36 @@ def shown(arm: str, read: Callable[[], dict[str, Any] | None], seconds: float) -
 
     def show(ended: threading.Event) -> None:
         state = None
-        last = False
+        last = lost = False
+
+        def after(state: dict[str, Any]) -> dict[str, Any]:
+            """What is read now, or what was known before."""
+            nonlocal lost
+            with contextlib.suppress(StoreError):  # it is asked again
+                found = read()
+                if found is None and not lost:
+                    console.say(f"train: a rank was lost; the {arm} goes on from the last checkpoint")
+                lost = found is None
+                return found or state
+            return state
+
         with console.waiting(f"{arm}: starting, until the first step"):
             while state is None and not last:
                 last = ended.wait(seconds)
                 state = read()
-        if state is None:
-            return
-        lost = False
-        with console.progress(arm, state["total"]) as advance:
-            advance(state["done"], state["note"])
-            while not last:
-                last = ended.wait(seconds)
-                with contextlib.suppress(StoreError):  # it is asked again
-                    found = read()
-                    if found is None and not lost:
-                        console.say(f"train: a rank was lost; the {arm} goes on from the last checkpoint")
-                    lost = found is None
-                    state = found or state
+        while state is not None:
+            with console.progress(arm, state["total"]) as advance:
                 advance(state["done"], state["note"])
+                while not last and state["done"] < state["total"]:
+                    last = ended.wait(seconds)
+                    state = after(state)
+                    advance(state["done"], state["note"])
+            with console.waiting(f"{arm}: all steps are done; its weights are gathered and written"):
+                while not last and state["done"] >= state["total"]:
+                    last = ended.wait(seconds)
+                    state = after(state)
+            if last:
+                return
 
     with _beside(show):
         yield

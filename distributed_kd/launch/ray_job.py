@@ -37,20 +37,19 @@ def submit_stage(stage: str, recipe: Recipe, address: str, follow: bool, environ
     from ray.job_submission import JobSubmissionClient
 
     try:
-        client = JobSubmissionClient(address)
+        with console.waiting(f"submit: asking {address}"):
+            client = JobSubmissionClient(address)
     except (ConnectionError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise RequestError(
             f"no Ray cluster takes jobs at {address} ({reason}); start one or check --address"
         ) from error
-    with tempfile.TemporaryDirectory(prefix="dkd-job-") as folder:
+    size = f"{len(made.sizes)} files, {sum(made.sizes.values()) / 2**20:.1f} MiB"
+    uploading = console.waiting(f"submit: uploading {size} to {address}")
+    with tempfile.TemporaryDirectory(prefix="dkd-job-") as folder, uploading:
         made.write(Path(folder))
         job = client.submit_job(entrypoint=made.entrypoint, runtime_env=env | {"working_dir": folder})
-    size = sum(made.sizes.values()) / 2**20
-    console.say(
-        f"submitted {job} to {address}: {len(made.sizes)} files, {size:.1f} MiB; {len(made.excluded)} left out "
-        "(--dry-run names them)"
-    )
+    console.say(f"submitted {job} to {address}: {size}; {len(made.excluded)} left out (--dry-run names them)")
     if follow:
         _follow(client, job, address)
     status = client.get_job_status(job)

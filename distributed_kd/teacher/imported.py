@@ -47,10 +47,15 @@ class _Source:
         """sha256 of its files' bytes, one after the other."""
         fs, _ = open_filesystem(self.uri)
         total = hashlib.sha256()
-        for path in position_lists.find(self.kind).files(self.uri):
-            with fs.open(path, "rb") as stream:
-                while data := stream.read(1 << 20):
-                    total.update(data)
+        paths = list(position_lists.find(self.kind).files(self.uri))
+        done, pace = 0, console.Pace("bytes")
+        with console.progress("import: read", sum(fs.size(path) for path in paths)) as advance:
+            for path in paths:
+                with fs.open(path, "rb") as stream:
+                    while data := stream.read(1 << 20):
+                        total.update(data)
+                        done += len(data)
+                        advance(done, pace(done))
         return total.hexdigest()
 
     def rows(self) -> Iterator[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ray.job_submission import JobSubmissionClient
 
 from tests.buckets import free_port
-from tests.commands import dkd, said, write_recipe
+from tests.commands import ROOT, dkd, said, write_recipe
 from tests.disturbed import until
 
 pytestmark = pytest.mark.slow
@@ -87,12 +89,36 @@ def test_stages_run_as_jobs_and_a_refusal_comes_back(head: str, toy_recipe: dict
     assert "positions" in done.stderr, "the job's own log was not followed"
     facts = json.loads(dkd("inspect", Path(toy_recipe["workdir"]) / "cache", "--json").stdout)
     assert facts["missing_shards"] == []
+    done = submitted_without_dkd(head, recipe, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert facts["fingerprint"][:40] in done.stdout, "it is the same command, and finds the cache done"
 
     done = dkd("submit", "train", recipe, "trainer.workers=2", "--address", head, RAY_AUTH_MODE="disabled")
     assert done.returncode == 0, done.stderr
     for arm in ("student", "baseline"):
         assert (Path(toy_recipe["workdir"]) / arm / "manifest.json").exists()
         assert not (Path(toy_recipe["workdir"]) / arm / "train.log").exists(), "these are ranks of one host"
+
+
+def submitted_without_dkd(head: str, recipe: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The line in infra/ray/runtime_env.yaml, in a checkout, with this recipe and the packages of this machine."""
+    file = ROOT / "infra" / "ray" / "runtime_env.yaml"
+    line = next(line for line in file.read_text().splitlines() if "ray job submit" in line)
+    environment = yaml.safe_load(file.read_text())
+    del environment["pip"]
+    (folder / "without_pip.yaml").write_text(yaml.safe_dump(environment))
+    given = {
+        "http://HEAD:8265": head, "infra/ray/runtime_env.yaml": str(folder / "without_pip.yaml"),
+        "recipes/cluster.yaml": str(recipe),
+    }  # fmt: skip
+    words = shlex.split(line.lstrip("# "))
+    assert given.keys() <= set(words)
+    ray, *arguments = [given.get(word, word) for word in words]
+    own = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "PYTHONPATH")}
+    return subprocess.run(
+        [Path(sys.executable).parent / ray, *arguments],
+        env=own | {"RAY_AUTH_MODE": "disabled"}, cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
 
 
 def said_last(stderr: str) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from distributed_kd import console
 from distributed_kd.errors import RequestError
 from distributed_kd.models.locate import cache_folder
 
@@ -27,7 +28,8 @@ def resolve(reference: str) -> str:
         return reference
     source, target = _source_of(reference)
     if not target.exists():
-        _make(source.write, target)
+        with console.waiting(f"making corpus.source {reference}, once on this machine"):
+            _make(source.write, target)
     return str(target)
 
 
