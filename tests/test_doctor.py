@@ -77,7 +77,7 @@ def test_models_and_a_corpus_that_are_not_there(toy_recipe: dict[str, Any], tmp_
         ("student", {"model": str(tmp_path / "no")}, "`student.model`"),
     ):
         fix = lacks(named.models(parse(toy_recipe | {key: value})), f"model {tmp_path}/no")
-        assert fix == f"name a folder, a .gguf file or a hub id that is there in {says}"
+        assert fix.startswith(f"name a folder, .gguf file or hub id that is there in {says} ")
     absent = parse(toy_recipe | {"corpus": toy_recipe["corpus"] | {"source": str(tmp_path / "no")}})
     assert "corpus.source" in lacks(named.corpora(absent), str(tmp_path / "no"))
     assert (

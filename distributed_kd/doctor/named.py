@@ -57,9 +57,8 @@ def models(recipe: Recipe) -> Finding:
         try:
             wanted += _opened_by(find(reference, revision, weights=False))
         except RequestError as error:
-            wrong.append(
-                (str(error), _fix(reference, f"name a folder, a .gguf file or a hub id that is there in {key}"))
-            )
+            fix = f"name a folder, .gguf file or hub id that is there in {key} (some need `hf auth login`)"
+            wrong.append((str(error), _fix(reference, fix)))
     missing = _missing(wanted)
     if missing:
         wrong.append((f"what opens them is not installed: {missing[0]}", missing[1]))
