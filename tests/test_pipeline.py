@@ -137,7 +137,8 @@ def check_report(report: dict[str, Any]) -> None:
     for figure in ("cross_entropy", "kl_from_teacher", "agreement"):
         low, high = report["differences"][figure]["interval"]
         assert low <= report["differences"][figure]["difference"] <= high
-    assert report["retention"] > 0.0
+    low, high = report["retention_interval"]
+    assert 0.0 <= low <= report["retention"] <= high
     assert report["cache"]["bytes_per_position"] > 0
     for stage in ("prepare", "cache", "train", "evaluate"):
         assert report["stages"][stage]["seconds"] > 0.0

@@ -94,12 +94,15 @@ def _taught(report: dict[str, Any], teachers: list[str]) -> str:
     cache, objective, retention = report["cache"], report["recipe"]["objective"], report["retention"]
     names = ", ".join(f"`{_without_folder(name)}`" for name in teachers)
     said = "unknown, since the teacher is right nowhere" if retention is None else f"{retention:.3f}"
+    interval = ""
+    if edges := report.get("retention_interval"):  # not in a report that an older version wrote
+        interval = f", with a 95% interval over documents of {edges[0]:.3f} to {edges[1]:.3f}"
     return f"""A student distilled from {names} with Distributed KD. What it learnt from is in a cache, of
 {cache["positions"]:,} positions {cache["mean_kept_mass"]:.3f} of the teacher's mass
 ({cache["method"]}, K = {cache["k"]}). The student was trained on it
 at T = {objective["temperature"]:g} with alpha = {objective["alpha"]:g}.
 
-**Retention {said}**: its accuracy over the teacher's.
+**Retention {said}**: its accuracy over the teacher's{interval}.
 """
 
 

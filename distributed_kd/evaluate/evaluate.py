@@ -174,10 +174,14 @@ def _reported(
     members = [own.pop(name) for name in teachers] if many else []
     if members:
         own = {TEACHER: {key: float(np.mean([one[key] for one in members])) for key in members[0]}} | own
-    taught_by = own.get(ENSEMBLE, own.get(TEACHER))
+    bootstrap = recipe.evaluate.bootstrap
+    taught_by = scores.get(ENSEMBLE, scores.get(TEACHER))
+    kept = measures.retention(scores["student"], taught_by, documents, bootstrap) if taught_by else None
+    retention, interval = kept or (None, None)
     report: dict[str, Any] = {
         "models": own,
-        "retention": _ratio(own["student"]["accuracy"], taught_by["accuracy"] if taught_by else None),
+        "retention": retention,
+        "retention_interval": interval,
         "held_out": {
             "split": recipe.evaluate.split,
             "documents": len(np.unique(documents)),
@@ -185,7 +189,6 @@ def _reported(
             "positions": len(documents),
         },
     }
-    bootstrap = recipe.evaluate.bootstrap
     if "baseline" in scores:
         report["differences"] = measures.differences(scores["student"], scores["baseline"], documents, bootstrap)
         report["documents_won"] = measures.documents_won(scores["student"], scores["baseline"], documents)
@@ -208,10 +211,6 @@ def _reported(
 def _words(recipe: Recipe) -> Words:
     tokenizer = None if recipe.corpus.takes_features else load_tokenizer(locate(*tokenizer_of(recipe), weights=False))
     return Words(recipe.corpus.task, tokenizer)
-
-
-def _ratio(value: float, other: float | None) -> float | None:
-    return value / other if other else None
 
 
 def _stages(recipe: Recipe, arms: list[str]) -> dict[str, Any]:

@@ -52,6 +52,23 @@ def differences(
     }
 
 
+def retention(
+    student: Scores, teacher: Scores, documents: np.ndarray, resamples: int, seed: int = 0
+) -> tuple[float, list[float]] | None:
+    """The student's accuracy over the teacher's, and its 95% interval; None where the teacher is right nowhere.
+
+    A resample in which it is right nowhere is left out.
+    """
+    own, other = document_sums(student, documents), document_sums(teacher, documents)
+    if not _accuracy(other.sum(axis=0)):
+        return None
+    weights = _resampled(len(own), resamples, seed)
+    right = _accuracy(weights @ other)
+    drawn = _accuracy(weights @ own)[right > 0] / right[right > 0]
+    value = _accuracy(own.sum(axis=0)) / _accuracy(other.sum(axis=0))
+    return float(value), [float(edge) for edge in np.quantile(drawn, [0.025, 0.975])]
+
+
 def transferred_share(
     student: Scores, baseline: Scores, ensemble: Scores, documents: np.ndarray, resamples: int, seed: int = 0
 ) -> tuple[float, list[float]] | None:

@@ -32,6 +32,8 @@ def _shares(report: dict[str, Any]) -> list[str]:
     if "teacher" not in report["models"]:
         return ["no teacher: a student of hard labels alone"]
     retention = "unknown, as the teacher has none" if report["retention"] is None else f"{report['retention']:.3f}"
+    if interval := report.get("retention_interval"):  # not in a report that an older version wrote
+        retention += f" [{interval[0]:.3f}, {interval[1]:.3f}]"
     shares = [f"retention, the student's accuracy over the teacher's: {retention}"]
     if report.get("transferred_share") is not None:
         low, high = report["transferred_share_interval"]

@@ -28,7 +28,9 @@ def report_of(*teachers: str, task: str = "causal_lm") -> dict[str, Any]:
 def test_a_teacher_of_the_hub_is_its_base() -> None:
     card = ModelCard(card_of(report_of("owner/teacher")))
     assert (card.data.base_model, card.data.pipeline_tag) == (["owner/teacher"], "text-generation")
-    assert "**Retention 0.627**" in card.text and "T = 2 with alpha = 0.5" in " ".join(card.text.split())
+    assert "**Retention 0.627**: its accuracy over the teacher's" in card.text
+    assert "with a 95% interval over documents of 0.601 to 0.652." in card.text
+    assert "T = 2 with alpha = 0.5" in " ".join(card.text.split())
     assert "| held-out cross-entropy, nats | 3.630 | 4.785 | 5.119 |" in card.text
     assert "| cache | `299f" in card.text
     for place in ("/data", "10.0.0.1", "workdir"):
@@ -47,7 +49,7 @@ def test_no_teacher_and_figures_that_need_one() -> None:
     made = report_of()
     del made["cache"], made["models"]["teacher"], made["models"]["baseline"]
     del made["models"]["student"]["agreement"], made["models"]["student"]["kl_from_teacher"]
-    card = ModelCard(card_of(made | {"retention": None}))
+    card = ModelCard(card_of(made | {"retention": None, "retention_interval": None}))
     assert "A student of hard labels alone" in card.text and "Retention" not in card.text
     assert "| accuracy | 0.207 |" in card.text
 

@@ -1,4 +1,4 @@
-"""Agreement and KL by the teacher's entropy, against the positions themselves."""
+"""Figures against the positions themselves: agreement and KL by the teacher's entropy, and retention over documents."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from distributed_kd.evaluate.measures import ENTROPY_BINS, by_teacher_entropy
+from distributed_kd.evaluate.measures import ENTROPY_BINS, by_teacher_entropy, retention
 from distributed_kd.evaluate.scores import Scores
 
 
@@ -36,3 +36,32 @@ def test_each_position_is_in_the_one_bin_of_its_entropy() -> None:
 def test_bins_of_one_entropy_are_one(entropy: list[float], sizes: list[int]) -> None:
     rows = by_teacher_entropy({"student": scores_of(len(entropy))}, np.array(entropy))
     assert [row["positions"] for row in rows] == sizes
+
+
+def scores_that_are_right(correct: np.ndarray) -> Scores:
+    filler = np.zeros(len(correct))
+    return Scores(filler, filler, filler, correct.astype(bool), filler, 1.0, 1)
+
+
+def test_retention_is_of_resampled_documents_that_both_models_see() -> None:
+    documents, right = np.arange(4000) // 100, np.arange(4000) % 10
+    teacher = scores_that_are_right(right < 5)
+    value, interval = retention(scores_that_are_right(right < 4), teacher, documents, 500) or (0.0, [])
+    assert value == pytest.approx(0.8) and interval == pytest.approx([0.8, 0.8])  # every document tells the same
+    better_in_some = scores_that_are_right((right < 4) | (documents < 10))
+    value, (low, high) = retention(better_in_some, teacher, documents, 2000) or (0.0, [0.0, 0.0])
+    # 10 of 40 documents are wholly right, which are 10 +- sqrt(40 * 0.25 * 0.75) of a resample.
+    assert value == pytest.approx(2 * (0.25 + 0.75 * 0.4))
+    spread = 1.2 * np.sqrt(0.25 * 0.75 / 40)
+    assert [low, high] == pytest.approx([value - 1.96 * spread, value + 1.96 * spread], abs=0.03)
+
+
+def test_no_retention_of_a_teacher_that_is_right_nowhere() -> None:
+    nowhere, somewhere = np.zeros(6), np.array([1, 0, 0, 0, 0, 0])
+    documents = np.arange(6) // 3
+    assert retention(scores_that_are_right(somewhere), scores_that_are_right(nowhere), documents, 50) is None
+    # In a resample of the second document alone it is right nowhere.
+    assert retention(scores_that_are_right(somewhere), scores_that_are_right(somewhere), documents, 50) == (
+        1.0,
+        [1.0, 1.0],
+    )

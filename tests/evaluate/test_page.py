@@ -32,7 +32,7 @@ def report(intervals: dict[str, tuple[float, float]] = BETTER, **changed: Any) -
             "student": figures(4.785, 1.425, 0.399, 0.2068, 81_413_568),
             "baseline": figures(5.119, 1.858, 0.348, 0.1946, 81_413_568),
         },
-        "retention": 0.6266,
+        "retention": 0.6266, "retention_interval": [0.601, 0.6525],
         "held_out": {"split": "validation", "documents": 29, "sequences": 29, "positions": 7395},
         "differences": {
             key: {"difference": (low + high) / 2, "interval": [low, high]} for key, (low, high) in intervals.items()
@@ -145,7 +145,7 @@ def test_verdict_follows_the_numbers(intervals: dict[str, tuple[float, float]], 
     said = " ".join(found.sentences)
     assert "lower cross-entropy in 23 of 29 held-out documents" in said
     assert "learning rate 0.0002 where the student has 0.001" in said
-    assert "62.7% of the teacher\u2019s (the baseline\u2019s: 59.0%)" in said
+    assert "62.7% of the teacher\u2019s (95%: 60.1% to 65.2%; the baseline\u2019s: 59.0%)" in said
     assert "60.5% of the teacher\u2019s parameters" in said
     assert "1.65 times as many positions a second" in said
     assert "8,415 positions, 3 times each" in said
@@ -180,6 +180,22 @@ def test_the_caution_about_few_positions_ends_where_there_are_many() -> None:
     many["cache"] |= {"positions": 20_000_000, "sequences": 80_000}
     many["recipe"]["trainer"] |= {"epochs": None, "steps": 60_000}
     assert verdict(many).sentences[-1] == "The student was trained on 20,000,000 positions, 1.5 times each."
+
+
+def test_the_verdict_stands_first_then_what_it_took_and_what_it_rests_on() -> None:
+    assert re.findall(r'<h2 id="(\w+)"', render(report(), METRICS)) == [
+        "verdict", "stages", "training", "models", "differences", "calibration", "entropy", "cache", "audit",
+        "examples", "recipe",
+    ]  # fmt: skip
+
+
+def test_retention_has_its_interval() -> None:
+    page = words(render(report(), METRICS))
+    assert "retention 95% interval 100.0% 62.7% 60.1% to 65.2% 59.0%" in page
+    assert "Retention: its share of the teacher\u2019s." in page
+    older = report()
+    del older["retention_interval"]
+    assert "retention 95% interval 100.0% 62.7% 59.0%" in words(render(older, METRICS))
 
 
 def test_the_page_asks_for_nothing_outside_itself() -> None:
@@ -217,10 +233,10 @@ def test_hostile_strings_are_text() -> None:
 
 def test_without_a_baseline_the_verdict_speaks_of_the_teacher_alone() -> None:
     page = words(render(without_baseline(), {"student": METRICS["student"]}))
-    assert "The distilled student\u2019s accuracy is 62.7% of the teacher\u2019s." in page
+    assert "The distilled student\u2019s accuracy is 62.7% of the teacher\u2019s (95%: 60.1% to 65.2%)." in page
     assert "cross-entropy is 4.785 nats against 3.630 nats" in page
     assert "No baseline was trained" in page
-    assert "95% interval" not in page
+    assert "Student minus baseline" not in page
     assert "told apart" not in page
 
 

@@ -20,14 +20,16 @@ from distributed_kd.evaluate.page.calibration import calibration_plots
 from distributed_kd.evaluate.page.comparison import comparisons_of, interval_plot
 from distributed_kd.evaluate.page.entropy import entropy_plots
 from distributed_kd.evaluate.page.examples import example_groups
+from distributed_kd.evaluate.page.retention import retention_row
 from distributed_kd.evaluate.page.stages import stage_rows
 from distributed_kd.evaluate.page.svg import dashes, role
 from distributed_kd.evaluate.page.training import Metrics, curves_of
-from distributed_kd.evaluate.page.verdict import is_distilled, verdict
-from distributed_kd.evaluate.words import is_number, percent, plain
+from distributed_kd.evaluate.page.verdict import verdict
+from distributed_kd.evaluate.words import is_number, plain
 
 _KNOWN = {
-    "models", "retention", "held_out", "differences", "documents_won", "cache", "stages", "recipe", "fingerprints",
+    "models", "retention", "retention_interval", "held_out", "differences", "documents_won", "cache", "stages",
+    "recipe", "fingerprints",
     "members", "transferred_share", "transferred_share_interval", "calibration", "by_teacher_entropy", "examples",
     "kept_mass_by_k", "audit",
 }  # fmt: skip
@@ -44,7 +46,7 @@ def render(report: dict[str, Any], metrics: Metrics) -> str:
         name=report.get("recipe", {}).get("name", "unnamed"),
         version=__version__,
         verdict=verdict(report),
-        retention=percent(report.get("retention")) if is_distilled(report) else None,
+        retention=retention_row(report),
         held_out=report.get("held_out", {}),
         bootstrap=report.get("recipe", {}).get("evaluate", {}).get("bootstrap"),
         models=list(report["models"]),

@@ -7,6 +7,7 @@ from typing import Any
 
 from distributed_kd.evaluate.figures import figure_of
 from distributed_kd.evaluate.page.comparison import UNCLEAR, Comparison, Outcome, comparisons_of
+from distributed_kd.evaluate.page.retention import interval_of
 from distributed_kd.evaluate.words import MINUS, count, is_number, listed, percent, plain, ratio
 
 JUDGED = ("cross_entropy", "kl_from_teacher", "agreement")
@@ -64,7 +65,9 @@ def _headline_alone(report: dict[str, Any]) -> str:
     if not is_distilled(report):
         accuracy = percent(report["models"].get("student", {}).get("accuracy"))
         return f"Trained on hard labels alone, the student is right in {accuracy} of held-out positions."
-    return f"The distilled student\u2019s accuracy is {percent(report.get('retention'))} of the teacher\u2019s."
+    retention = percent(report.get("retention"))
+    interval = f" (95%: {' to '.join(edges)})" if (edges := interval_of(report)) else ""
+    return f"The distilled student\u2019s accuracy is {retention} of the teacher\u2019s{interval}."
 
 
 def _documents(report: dict[str, Any]) -> str:
@@ -99,7 +102,9 @@ def _kept(report: dict[str, Any], with_accuracy: bool = True) -> str:
     if with_accuracy and is_number(report.get("retention")):
         best = report["models"].get("ensemble", teacher)
         other = ratio(report["models"].get("baseline", {}).get("accuracy"), best.get("accuracy"))
-        aside = f" (the baseline\u2019s: {percent(other)})" if other else ""
+        asides = [f"95%: {' to '.join(edges)}"] if (edges := interval_of(report)) else []
+        asides += [f"the baseline\u2019s: {percent(other)}"] if other else []
+        aside = f" ({'; '.join(asides)})" if asides else ""
         whose = "ensemble" if "ensemble" in report["models"] else "teacher"
         accuracy = f"The student\u2019s accuracy is {percent(report['retention'])} of the {whose}\u2019s{aside}. "
     accuracy += _transferred(report)
