@@ -12,7 +12,7 @@ from distributed_kd.recipe.section import Positive, Section
 class Lora(Section):
     rank: Positive = Field(description="columns of a layer's two adapter matrices")
     alpha: float = Field(gt=0.0, description="a layer's adapter is scaled by alpha / rank")
-    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="of what an adapter is given, in training")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of an adapter's input that is left out, in training")
     target_modules: Annotated[list[str], Field(min_length=1)] | Literal["all-linear"] | None = Field(
         None,
         description="ends of the names of the layers that get an adapter, or all-linear: every linear one but the "

@@ -40,7 +40,7 @@ class Trainer(Section):
     )
     decay_fraction: Fraction = Field(0.2, description="wsd: share of the steps, the last ones, in which the rate falls")
     weight_decay: float = Field(0.0, ge=0.0, description="of AdamW: a step takes learning_rate x this of each weight")
-    gradient_clipping: float = Field(1.0, ge=0.0, description="0: none")
+    gradient_clipping: float = Field(1.0, ge=0.0, description="norm of the gradient at most; 0: none")
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="of weights and activations in a step; the optimizer keeps float32 ones"
     )
