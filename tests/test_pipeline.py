@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,8 @@ def look_at_the_page_with_an_audit(work: Path, recipe: Path, report: dict[str, A
     assert "What other choices would take and cost" in page.read_text()
     if browser.CHROMIUM is not None:
         check(page, folder)
+    else:
+        warnings.warn(f"the page was not looked at: {browser.ABSENT}", stacklevel=2)  # pytest prints it
 
 
 def check_report(report: dict[str, Any]) -> None:
