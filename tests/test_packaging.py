@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -58,24 +59,58 @@ def test_pre_commit_takes_its_file() -> None:
 @pytest.mark.slow
 def test_a_wheel_has_all_that_commands_read(tmp_path: Path) -> None:
     """Alone in a folder, with the dependencies of this environment: help, and each recipe loads."""
-    made = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, ROOT]
-    subprocess.run(made, check=True)
-    [wheel] = tmp_path.glob("*.whl")
+    wheel = wheel_in(tmp_path)
     assert wheel.name.startswith(f"distributed_kd-{__version__}-")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
+    check_wheel(sys.executable, tmp_path / "site", PYTHONPATH=str(tmp_path / "site"))
+
+
+@pytest.mark.slow
+@pytest.mark.long  # torch and all else is installed
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_a_wheel_alone_in_a_clean_environment(version: str, tmp_path: Path) -> None:
+    """Nothing but it and what it asks for, at the constraints' versions."""
+    python = interpreter(version)
+    if python is None:
+        pytest.skip(f"there is no Python {version} here")
+    subprocess.run([python, "-m", "venv", tmp_path / "own"], check=True)
+    own = tmp_path / "own/bin/python"
+    install = [own, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", wheel_in(tmp_path)]
+    done = subprocess.run(install, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    check_wheel(own, tmp_path / "own")
+
+
+def wheel_in(folder: Path) -> Path:
+    made = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT]
+    subprocess.run(made, check=True)
+    [wheel] = folder.glob("*.whl")
+    return wheel
+
+
+def interpreter(version: str) -> str | Path | None:
+    """A Python that starts: a shim of pyenv's may be of a version that it has not chosen."""
+    found = [shutil.which(f"python{version}"), *Path.home().glob(f".pyenv/versions/{version}.*/bin/python")]
+    for one in filter(None, found):
+        if subprocess.run([one, "-c", "import ensurepip, venv"], capture_output=True).returncode == 0:
+            return one
+    return None
+
+
+def check_wheel(python: str | Path, place: Path, **environment: str) -> None:
+    """Away from a checkout: the package is below `place`, all its recipes load, and it tells its commands."""
     code = (
-        "import distributed_kd; assert distributed_kd.__file__.startswith({site!r}), distributed_kd.__file__\n"
+        f"import distributed_kd; assert distributed_kd.__file__.startswith({str(place)!r}), distributed_kd.__file__\n"
         "from distributed_kd.bundled import bundled\n"
         "from distributed_kd.recipe import load\n"
         "recipes = sorted(bundled('recipes').glob('*.yaml'))\n"
         "print(len([load(path) for path in recipes]))\n"
         "from distributed_kd.cli import main; main(['--help'])\n"
-    ).format(site=str(tmp_path / "site"))
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path / "site" / "distributed_kd", capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
-    )  # fmt: skip
+    )
+    own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | environment
+    done = subprocess.run([python, "-c", code], cwd=place, capture_output=True, text=True, env=own)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{len(list((ROOT / 'recipes').glob('*.yaml')))}\n")
     assert "\n  doctor " in done.stdout
