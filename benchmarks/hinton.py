@@ -6,7 +6,8 @@ Runs `recipes/hinton-ensemble.yaml` up to its cache, or finds that done, then tr
 that one cache, and chooses the temperature on development documents. Of that one and of the baseline as many seeds are
 trained; the members stay. Only then are the held-out documents read: `transferred_share` is that of the seeds' mean
 accuracies, its interval of resampled documents and seeds together; `of_members` the same with the mean of the
-members, which learn from the same labels, in the baseline's place. `--plot FILE` draws accuracy by temperature.
+members, which learn from the same labels, in the baseline's place. `means`: the members' arithmetic mean, which the
+recipe distils, and their geometric one, on development documents. `--plot FILE` draws accuracy by temperature.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from beside import workdir_beside
 from over_seeds import mean_and_sd
 
 from distributed_kd import __version__, stages
+from distributed_kd.corpus.batch import collate
 from distributed_kd.corpus.sequences import Sequences
 from distributed_kd.evaluate import measures
 from distributed_kd.evaluate.scores import ENSEMBLE, Scores, score
@@ -62,6 +64,7 @@ def main() -> None:
         "versions": {"distributed_kd": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "temperature": best, "seeds": options.seeds,
         "development_by_temperature": rows,
+        "means": means(recipe),
         "development": summary(*scored(recipe, "development", arms)),
         "held_out": summary(*scored(recipe, "validation", arms)),
     }  # fmt: skip
@@ -97,6 +100,31 @@ def scored(
     ).models
     documents = np.concatenate([row.position_documents for row in rows])
     return {name: found[name] for name in (ENSEMBLE, *arms)}, [found[member] for member in members], documents
+
+
+@torch.no_grad()
+def means(recipe: Recipe) -> dict[str, dict[str, float]]:
+    """Of the members' distributions, by kind of mean: accuracy and cross-entropy on development documents."""
+    models = [load_model(Path(str(spec.model)), torch.float32, torch.device("cpu")) for spec in recipe.teachers]
+    weights = torch.tensor([spec.weight for spec in recipe.teachers]).double()
+    log_weights = (weights / weights.sum()).log()[:, None, None]
+    sequences = Sequences.of(recipe)
+    found: dict[str, list[np.ndarray]] = {"arithmetic": [], "geometric": []}
+    for entry in sequences.shards("development"):
+        for row in sequences.read(entry.shard):
+            batch = collate([row])
+            assert batch.features is not None
+            features, labels = torch.from_numpy(batch.features), torch.from_numpy(batch.labels[0])
+            log_p = torch.stack([model(features).logits[0].double().log_softmax(dim=-1) for model in models])
+            arithmetic = (log_p + log_weights).logsumexp(dim=0)
+            geometric = (log_p * log_weights.exp()).sum(dim=0).log_softmax(dim=-1)
+            for kind, own in (("arithmetic", arithmetic), ("geometric", geometric)):
+                loss = -own.gather(1, labels[:, None])[:, 0]
+                found[kind].append(np.stack([(own.argmax(dim=1) == labels).double().numpy(), loss.numpy()]))
+    return {
+        kind: dict(zip(("accuracy", "cross_entropy"), np.concatenate(own, axis=1).mean(axis=1).tolist(), strict=True))
+        for kind, own in found.items()
+    }
 
 
 def figures(scores: Scores) -> dict[str, float]:
@@ -151,6 +179,8 @@ def share(student: np.ndarray, other: np.ndarray, ensemble: np.ndarray, position
 def show(report: dict[str, Any]) -> None:
     for row in report["development_by_temperature"]:
         print(f"T = {row['temperature']:<4g} development accuracy {row['accuracy']:.4f}")
+    for kind, own in report["means"].items():
+        print(f"{kind} mean: development accuracy {own['accuracy']:.4f}, cross-entropy {own['cross_entropy']:.4f}")
     for split in ("development", "held_out"):
         own = report[split]
         print(f"{split}: {own['documents']} documents, {own['positions']:,} positions")

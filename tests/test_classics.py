@@ -65,11 +65,11 @@ def test_an_ensembles_student_beats_labels_on_real_speech(tmp_path: Path) -> Non
     for module in ("pocketsphinx", "G722"):
         pytest.importorskip(module, reason=f"{module}, which the built-in speech needs, is not installed")
     members = ", ".join(
-        f"{{recipe: recipes/acoustic-member.yaml, overrides: [trainer.seed={seed}, trainer.steps=200, "
+        f"{{recipe: recipes/acoustic-member.yaml, overrides: [trainer.seed={seed}, trainer.steps=500, "
         f"workdir={tmp_path}/member-{seed}]}}"
         for seed in (1, 2, 3)
     )
-    short = [f"workdir={tmp_path}/work", "trainer.steps=200", f"teachers=[{members}]", "trainer.processes=1"]
+    short = [f"workdir={tmp_path}/work", "trainer.steps=500", f"teachers=[{members}]", "trainer.processes=1"]
     done = dkd("run", "recipes/hinton-ensemble.yaml", *short, "--json", cwd=ROOT)
     if "could not fetch them" in done.stderr:
         pytest.skip("Debian's packages of speech cannot be fetched here")
