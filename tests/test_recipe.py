@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from distributed_kd.errors import RequestError
-from distributed_kd.recipe import Recipe, dump, load, parse
+from distributed_kd.recipe import dump, load, parse
 
 MINIMAL: dict[str, Any] = {
     "name": "x",
@@ -210,11 +210,18 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
         load(path)
 
 
-def test_every_recipe_that_comes_with_the_project_is_valid() -> None:
+def test_every_recipe_that_comes_with_the_project_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From any folder, by path and by name; one of that name which is there is another."""
+    monkeypatch.chdir(tmp_path)
     recipes = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
     assert recipes
     for path in recipes:
-        assert isinstance(load(path), Recipe)
+        assert load(path) == load(f"recipes/{path.name}")
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes/demo.yaml").write_text(recipes[0].read_text())
+    assert load("recipes/demo.yaml") == load(recipes[0])
+    with pytest.raises(RequestError, match=r"recipe recipes/dema\.yaml cannot be read: No such file"):
+        load("recipes/dema.yaml")
 
 
 @pytest.mark.parametrize("module", ["distributed_kd.recipe", "distributed_kd.cli"])

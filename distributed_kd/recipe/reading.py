@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from distributed_kd.bundled import bundled
 from distributed_kd.errors import RequestError
 from distributed_kd.recipe.overrides import apply_override
 from distributed_kd.recipe.refusals import one_line
@@ -16,13 +17,16 @@ from distributed_kd.store.failures import without_secrets
 
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Reads and validates a YAML recipe; `overrides` are `key.path=value` strings, values parsed as YAML."""
+    """Reads and validates a YAML recipe; `overrides` are `key.path=value` strings, values parsed as YAML.
+
+    A `recipes/...` that is not there is the package's own of that name.
+    """
     return _with_models(_load(path, overrides))
 
 
 def _load(path: str | Path, overrides: list[str] | tuple[str, ...]) -> Recipe:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = _file(Path(path)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"recipe {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     try:
@@ -34,6 +38,15 @@ def _load(path: str | Path, overrides: list[str] | tuple[str, ...]) -> Recipe:
     for override in overrides:
         apply_override(data, override)
     return _validated(data, where=f"recipe {path}")
+
+
+def _file(path: Path) -> Path:
+    if path.exists() or path.parent != Path("recipes"):
+        return path
+    try:
+        return bundled(str(path))
+    except FileNotFoundError:
+        return path
 
 
 def makers(recipe: Recipe) -> list[Recipe]:
