@@ -114,6 +114,7 @@ def _late_line(out: Any, description: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+        timer.join()  # a thread that wakes up while the process ends has taken it down
 
 
 @contextmanager
