@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason
 
 EXPORT = "student/export/model.safetensors"
 PORT = 29_400
-MINUTES = 0.5  # trainer.timeout_minutes
+MINUTES = 1.5  # trainer.timeout_minutes
 STEPS = 150
 SHORT_CUT_SECONDS = 5.0
 # Nothing here takes so long; what waits for ever is told from what is slow.
@@ -110,7 +110,9 @@ def test_two_hosts_train_as_one_does_also_over_a_link_that_is_cut(
     hosts.cut()
     begun = time.monotonic()
     said = [process.communicate(timeout=DEADLINE)[1] for process in started]
-    print(f"ZeRO-{stage}: both hosts ended {time.monotonic() - begun:.0f} s after the cut, of {60 * MINUTES:.0f}")
+    seconds = time.monotonic() - begun
+    print(f"ZeRO-{stage}: both hosts ended {seconds:.0f} s after the cut")
+    assert seconds < 60.0 * MINUTES
     assert [process.returncode for process in started] == [1, 1], said
     for text, silent in zip(said, ("rank 1 on ", f"rank 0 at {HEAD}:{PORT} "), strict=True):
         lines = [line for line in text.splitlines() if line.startswith("dkd: ")]
