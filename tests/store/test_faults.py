@@ -67,7 +67,8 @@ def test_a_put_that_fails_for_good_is_one_line_and_shows_no_half_of_it(
     store = Store(f"s3://bucket/for good {kind}")
     store.put("file", b"former")
     proxy.faults = [Fault(kind, "PUT", "/file", times=10**6)]
-    with pytest.raises(StoreError, match=f"s3://bucket/for good {kind}/file cannot be written, whatever was tried") as caught:
+    line = f"s3://bucket/for good {kind}/file cannot be written, whatever was tried"
+    with pytest.raises(StoreError, match=line) as caught:
         store.put("file", DATA)
     assert caught.value.exit_code == 1
     assert "run the same command" in str(caught.value) and "\n" not in str(caught.value)
