@@ -63,7 +63,7 @@ def through_fleet(shards: int, replicas: int, manifest: CacheManifest, recipe: R
     cluster = RayCluster()
     fleet = fleets.Fleet(recipe, cluster)
     fleet.fit(shards)
-    yield from run(fleet, Schedule(range(shards)), manifest)
+    yield from filter(None, run(fleet, Schedule(range(shards)), manifest))
     cluster.close()
 
 
