@@ -71,7 +71,7 @@ def main() -> None:
         "rows": [
             {"kind": kind, "choice": choice, **of_cache(own),
              **{key: measures.figures(scores[f"{kind} {choice}"])[key] for key in FIGURES},
-             "differences": measures.differences(scores[f"{kind} {choice}"], reference, documents, RESAMPLES)}
+             "differences": measures.differences([scores[f"{kind} {choice}"]], [reference], documents, RESAMPLES)}
             for (kind, choice), own in made.items()
         ],
     }  # fmt: skip

@@ -1,7 +1,7 @@
 """What is claimed of half a BERT, claim by claim:
 
     labels   few labels: the general student on some of them, with the teacher's cached logits of all the training
-             tweets, and without (the better of two lengths on development tweets)
+             tweets, and without (the best of --lengths on development tweets)
     cosine   general distillation with the paper's third term, the cosine of hidden states, and without
     general  students that start from MiniLM's own layers, and from general distillation on masked tokens
     layers   students of one, two and three layers, after general distillation each: labels alone, and the logits too
@@ -35,7 +35,7 @@ from over_seeds import mean_and_sd
 from distributed_kd import __version__, stages
 from distributed_kd.corpus.batch import by_length
 from distributed_kd.corpus.sequences import Sequence, Sequences
-from distributed_kd.evaluate.measures import figures
+from distributed_kd.evaluate.measures import differences, figures
 from distributed_kd.evaluate.scores import Scores, score
 from distributed_kd.launch.ray_session import ray_session
 from distributed_kd.models.distilbert import distilbert_of
@@ -47,11 +47,9 @@ from distributed_kd.recipe import Recipe, load
 RECIPE = "recipes/distilbert.yaml"
 MASKED = "recipes/distilbert-masked.yaml"
 NO_TEACHER = ("teachers=[]", "objective.alpha=0", "baseline=off")
-LENGTHS = (0.5, 1.0)  # of the recipe's steps, for a student of few labels alone
 FIGURES = ("accuracy", "agreement", "ece", "kl_from_teacher", "perplexity")
-DIFFERENCES = {"accuracy": "correct", "agreement": "agrees"} | {
-    name: name for name in ("kl_from_teacher", "cross_entropy")
-}  # by column of the scores
+DIFFERENCES = ("accuracy", "agreement", "kl_from_teacher", "cross_entropy", "ece")
+LEARNS_FROM = {"labels": ("objective.alpha=0",), "labels and logits": ()}  # overrides
 LAYERS = {1: [0], 2: [0, 5], 3: [0, 2, 5]}
 RESAMPLES = 2_000
 Arms = dict[str, list[Scores]]  # by name, of each seed
@@ -62,6 +60,10 @@ def main() -> None:
     parser.add_argument("--claims", nargs="+", choices=CLAIMS, default=["labels"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--labelled", type=float, default=0.13, help="share of the training documents: 1,000 tweets")
+    parser.add_argument(
+        "--lengths", type=float, nargs="+", default=[0.5, 1.0],
+        help="shares of the recipe's steps of which students of few labels alone take the best on development tweets",
+    )  # fmt: skip
     parser.add_argument("--held-out", type=int, default=4000, help="tweets that are scored, about")
     parser.add_argument("--workdir", type=Path, default=Path("runs/distilbert/claims"))
     parser.add_argument("--plot", type=Path, help="where the plot of the claim `layers` is written")
@@ -89,16 +91,16 @@ def few_labels(options: argparse.Namespace) -> list[dict[str, Any]]:
     batch = load(RECIPE, options.overrides).trainer.global_batch
     whole = _sequences(options).manifest.splits["train"].sequences // batch
     arms: Arms = {"labels": [], "labels and logits": []}
-    chosen = []
+    chosen, first = [], f"few/labels-{options.lengths[0]:g}-0"
     for seed in range(options.seeds):
         alone = []
-        for length in LENGTHS:
+        for length in options.lengths:
             steps = ["trainer.epochs=null", f"trainer.steps={round(length * whole)}"]
             own = [*share, *NO_TEACHER, *steps]
-            alone.append(trained(options, f"few/labels-{length:g}-{seed}", seed, own, "few/labels-0.5-0"))
+            alone.append(trained(options, f"few/labels-{length:g}-{seed}", seed, own, first))
         soft = trained(options, f"few/soft-{seed}", seed, [*share, "baseline=off"], "few/soft-0")
         best = int(np.argmax([own.correct.mean() for own in judged(alone, options, "development")]))
-        chosen.append(LENGTHS[best])
+        chosen.append(options.lengths[best])
         for name, scores in zip(arms, judged([alone[best], soft], options), strict=True):
             arms[name].append(scores)
     return [row_of(arms, options, claim="labels", labelled=options.labelled, lengths=chosen)]
@@ -119,26 +121,31 @@ def cosine(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def general(options: argparse.Namespace) -> list[dict[str, Any]]:
-    arms: Arms = {"MiniLM's layers": [], "general distillation": []}
-    for seed in range(options.seeds):
-        students = [
-            tweets(options, f"general/none-{seed}", seed, minilm(options)),
-            tweets(options, f"layers/3-logits-{seed}", seed, distilled(options, 3)),
-        ]
-        for name, scores in zip(arms, judged(students, options), strict=True):
-            arms[name].append(scores)
-    return [row_of(arms, options, claim="general")]
+    """Both from labels alone and from labels and logits."""
+    rows = []
+    for learns_from, overrides in LEARNS_FROM.items():
+        arms: Arms = {"MiniLM's layers": [], "general distillation": []}
+        for seed in range(options.seeds):
+            name = learns_from.split()[-1]
+            students = [
+                tweets(options, f"general/{name}-{seed}", seed, minilm(options), *overrides),
+                tweets(options, f"layers/3-{name}-{seed}", seed, distilled(options, 3), *overrides),
+            ]
+            for arm, scores in zip(arms, judged(students, options), strict=True):
+                arms[arm].append(scores)
+        rows.append(row_of(arms, options, claim="general", learns_from=learns_from))
+    return rows
 
 
 def layers(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for count in LAYERS:
-        arms: Arms = {"labels": [], "labels and logits": []}
+        arms: Arms = {name: [] for name in LEARNS_FROM}
         for seed in range(options.seeds):
             start = distilled(options, count)
             students = [
-                tweets(options, f"layers/{count}-labels-{seed}", seed, start, "objective.alpha=0"),
-                tweets(options, f"layers/{count}-logits-{seed}", seed, start),
+                tweets(options, f"layers/{count}-{name.split()[-1]}-{seed}", seed, start, *overrides)
+                for name, overrides in LEARNS_FROM.items()
             ]
             for name, scores in zip(arms, judged(students, options), strict=True):
                 arms[name].append(scores)
@@ -251,13 +258,8 @@ def row_of(arms: Arms, options: argparse.Namespace, path: str = RECIPE, **more: 
         }
     documents = np.concatenate([one.position_documents for one in _held_out(options, "validation", path)])
     first, second = arms.values()
-    for key, column in DIFFERENCES.items():
-        rows = [
-            getattr(two, column).astype(float) - getattr(one, column).astype(float)
-            for one, two in zip(first, second, strict=True)
-        ]
-        row[f"difference in {key}"] = {"difference": float(np.mean(rows)), "interval": interval(rows, documents)}
-    return row
+    found = differences(second, first, documents, RESAMPLES)
+    return row | {f"difference in {key}": found[key] for key in DIFFERENCES}
 
 
 def plot(rows: list[dict[str, Any]], file: Path) -> None:
@@ -282,19 +284,6 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
     axes.margins(x=0.15, y=0.25)
     axes.legend(loc="lower right")
     figure.savefig(file, dpi=110)
-
-
-def interval(differences: list[np.ndarray], documents: np.ndarray) -> list[float]:
-    """95%: seeds and documents are drawn; the documents are the same for all seeds."""
-    _, place = np.unique(documents, return_inverse=True)
-    sums = np.stack([np.bincount(place, own) for own in differences])  # [seeds, documents]
-    counts = np.bincount(place)
-    drawn = np.random.default_rng(0)
-    seeds, count = sums.shape
-    of_seeds = drawn.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES)
-    of_documents = drawn.multinomial(count, np.full(count, 1 / count), RESAMPLES)
-    means = ((of_seeds @ sums) * of_documents).sum(axis=1) / seeds / (of_documents @ counts)
-    return [float(edge) for edge in np.quantile(means, [0.025, 0.975])]
 
 
 def show(report: dict[str, Any]) -> None:

@@ -190,7 +190,7 @@ def _reported(
         },
     }
     if "baseline" in scores:
-        report["differences"] = measures.differences(scores["student"], scores["baseline"], documents, bootstrap)
+        report["differences"] = measures.differences([scores["student"]], [scores["baseline"]], documents, bootstrap)
         report["documents_won"] = measures.documents_won(scores["student"], scores["baseline"], documents)
     if members:
         report["members"] = members

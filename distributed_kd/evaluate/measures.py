@@ -7,6 +7,7 @@ one document are not independent; both models see the same resample, so what the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,25 +32,31 @@ def figures(scores: Scores) -> dict[str, Any]:
 
 
 def differences(
-    student: Scores, baseline: Scores, documents: np.ndarray, resamples: int, seed: int = 0
+    students: Sequence[Scores], baselines: Sequence[Scores], documents: np.ndarray, resamples: int, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """Student minus baseline for each figure: its value and the 95% percentile interval over documents.
+    """Student minus baseline for each figure: its mean over pairs and the 95% percentile interval.
 
-    `documents` [positions] names the document of each position.
+    `documents` [positions] names the document of each position. A pair is of one seed of the training. Documents are
+    resampled, the same for all pairs, and so are the pairs where there are several.
     """
-    own, other = document_sums(student, documents), document_sums(baseline, documents)
-    count = len(own)
+    sums = [
+        (document_sums(student, documents), document_sums(baseline, documents))
+        for student, baseline in zip(students, baselines, strict=True)
+    ]
+    count, pairs = len(sums[0][0]), len(sums)
     weights = _resampled(count, resamples, seed)
+    chosen = _resampled(pairs, resamples, seed + 1) / pairs
+    drawn = [_difference(weights @ own, weights @ other) for own, other in sums]
     whole = np.ones((1, count))
-    drawn = _difference(weights @ own, weights @ other)
-    value = _difference(whole @ own, whole @ other)
-    return {
-        name: {
-            "difference": float(value[name][0]),
-            "interval": [float(edge) for edge in np.quantile(drawn[name], [0.025, 0.975])],
+    values = [_difference(whole @ own, whole @ other) for own, other in sums]
+    found = {}
+    for name in FIGURES:
+        resampled = sum(chosen[:, pair] * own[name] for pair, own in enumerate(drawn))
+        found[name] = {
+            "difference": float(np.mean([own[name] for own in values])),
+            "interval": [float(edge) for edge in np.quantile(resampled, [0.025, 0.975])],
         }
-        for name in FIGURES
-    }
+    return found
 
 
 def retention(

@@ -1,4 +1,4 @@
-"""Figures against the positions themselves: agreement and KL by the teacher's entropy, and retention over documents."""
+"""Figures against the positions themselves: agreement and KL by the teacher's entropy, and intervals over documents."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from distributed_kd.evaluate.measures import ENTROPY_BINS, by_teacher_entropy, retention
+from distributed_kd.evaluate.measures import (
+    ENTROPY_BINS,
+    by_teacher_entropy,
+    differences,
+    retention,
+    transferred_share,
+)
 from distributed_kd.evaluate.scores import Scores
 
 
@@ -65,3 +71,31 @@ def test_no_retention_of_a_teacher_that_is_right_nowhere() -> None:
         1.0,
         [1.0, 1.0],
     )
+
+
+def test_a_difference_is_of_resampled_documents_and_of_resampled_pairs() -> None:
+    documents, right = np.arange(4000) // 100, np.arange(4000) % 10
+    baseline, better = scores_that_are_right(right < 4), scores_that_are_right((right < 4) | (documents < 10))
+    found = differences([better], [baseline], documents, 2000)["accuracy"]
+    spread = 0.6 * np.sqrt(0.25 * 0.75 / 40)  # 10 of 40 documents are wholly right
+    assert found["difference"] == pytest.approx(0.15)
+    assert found["interval"] == pytest.approx([0.15 - 1.96 * spread, 0.15 + 1.96 * spread], abs=0.012)
+    found = differences([better, baseline], [baseline, baseline], documents, 4000)["accuracy"]
+    assert found["difference"] == pytest.approx(0.075)
+    # A quarter of the resamples draws the pair without a difference twice, a quarter the other one.
+    assert found["interval"] == pytest.approx([0.0, 0.15 + 1.28 * spread], abs=0.012)
+
+
+def test_the_transferred_share_is_of_resampled_documents() -> None:
+    documents, right = np.arange(4000) // 100, np.arange(4000) % 10
+    baseline, ensemble = scores_that_are_right(right < 4), scores_that_are_right(right < 6)
+    halfway = scores_that_are_right(right < 5)
+    assert transferred_share(halfway, baseline, ensemble, documents, 500) == (
+        pytest.approx(0.5),
+        pytest.approx([0.5, 0.5]),  # every document tells the same
+    )
+    in_half = scores_that_are_right(np.where(documents < 20, right < 6, right < 4))
+    value, (low, high) = transferred_share(in_half, baseline, ensemble, documents, 2000) or (0.0, [0.0, 0.0])
+    spread = np.sqrt(0.25 / 40)
+    assert [low, value, high] == pytest.approx([0.5 - 1.96 * spread, 0.5, 0.5 + 1.96 * spread], abs=0.03)
+    assert transferred_share(halfway, ensemble, baseline, documents, 500) is None  # an ensemble without a gain
