@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from distributed_kd import cache, stages
+from distributed_kd import cache, console, stages
 from distributed_kd.cache.verify import verify
 from distributed_kd.corpus.prepare import prepare
 from distributed_kd.errors import RequestError
@@ -111,8 +111,10 @@ def test_an_ensemble_whose_members_a_recipe_makes_and_labels_that_are_all_wrong(
 
 
 def test_frames_without_a_label_learn_from_the_teacher_alone(
-    recipe: dict[str, Any], tmp_path: Path, ray_cluster: Any
+    recipe: dict[str, Any], tmp_path: Path, ray_cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(console, "say", said.append)
     drawn = np.random.default_rng(1)
     lengths = drawn.integers(3, 30, 60)
     rows = [
@@ -141,6 +143,7 @@ def test_frames_without_a_label_learn_from_the_teacher_alone(
     manifest = prepare(parse(own))
     split = manifest.splits["train"]
     assert 0 < split.unlabelled < split.positions and split.sequences > split.documents
+    assert said == [f"prepare: {split.unlabelled} of {split.positions} train positions have no label"]
     capture(parse(own))
     assert verify(f"{own['workdir']}/cache", 1).all_good
     none = own | {"workdir": f"{own['workdir']}-none", "corpus": own["corpus"] | {"labelled_fraction": 0.0}}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from distributed_kd import cache
+from distributed_kd import cache, console
 from distributed_kd.corpus.prepare import prepare
 from distributed_kd.corpus.sequences import Sequences
 from distributed_kd.errors import RequestError
@@ -57,6 +57,21 @@ def test_texts_without_a_token_to_mask_are_refused(recipe: dict[str, Any], ray_c
     recipe["corpus"]["source"] = str(tmp_path / "unknown")
     with pytest.raises(RequestError, match="no train sequence with a token to mask came out of it; give more doc"):
         prepare(parse(recipe))
+
+
+def test_a_text_without_a_token_to_mask_is_counted(
+    recipe: dict[str, Any], ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(console, "say", said.append)
+    (tmp_path / "some").mkdir()
+    texts = [*(f"w{number} w1 w2" for number in range(40)), "nobody nobody"]
+    (tmp_path / "some" / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    recipe["corpus"]["source"] = str(tmp_path / "some")
+    done = prepare(parse(recipe))
+    train, *held_out = (done.splits[name].sequences for name in ("train", "validation", "development"))
+    assert train / 3 + sum(held_out) == 40
+    assert said == ["prepare: 1 sequence without a token to mask left out"]
 
 
 def test_targets_are_the_models_own_at_masked_positions(

@@ -108,6 +108,9 @@ def _features(content: Any, corpus: Corpus, width: int, place: str) -> np.ndarra
         features = np.array(content, np.float32)
     except (TypeError, ValueError) as error:
         raise RequestError(f"{place}: column {corpus.features_column!r} is no array of numbers ({error})") from error
+    if corpus.image_shape is not None and features.ndim == 2 and features.shape != corpus.image_shape:
+        shape, wanted = (" x ".join(map(str, own)) for own in (features.shape, corpus.image_shape))
+        raise RequestError(f"{place}: an image of {shape} is not of corpus.image_shape {wanted}; all must be")
     features = features.reshape(1, -1) if corpus.task == "classification" else features
     if features.ndim != 2 or features.shape[1] != width or not len(features):
         shape = " x ".join(map(str, features.shape))

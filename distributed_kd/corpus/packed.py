@@ -14,6 +14,7 @@ from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import table_bytes
 
 _SPLIT = "split"
+_LEFT_OUT = b"left_out"
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,15 @@ class Packed:
 
     name: str
     sequences: dict[str, int]
+    left_out: int = 0  # sequences without a token that could be masked
 
 
-def put_packed(store: Store, name: str, sequences: dict[str, list[Sequence]]) -> Packed:
+def put_packed(store: Store, name: str, sequences: dict[str, list[Sequence]], left_out: int = 0) -> Packed:
     """Writes one, its rows ordered by split."""
     flat = [sequence for split in SPLITS for sequence in sequences[split]]
     column = pa.array([split for split in SPLITS for _ in sequences[split]], pa.string())
     table = pa.table(sequences_to_columns(flat)).append_column(_SPLIT, column)
+    table = table.replace_schema_metadata({_LEFT_OUT: str(left_out)})
     store.put(name, table_bytes(table))
     return _summary(name, table)
 
@@ -51,4 +54,4 @@ def _table(store: Store, name: str) -> pa.Table:
 
 def _summary(name: str, table: pa.Table) -> Packed:
     rows = Counter(table.column(_SPLIT).to_pylist())
-    return Packed(name, {split: rows[split] for split in SPLITS})
+    return Packed(name, {split: rows[split] for split in SPLITS}, int(table.schema.metadata[_LEFT_OUT]))

@@ -125,10 +125,24 @@ def prepare(recipe: Recipe) -> SequencesManifest:
     store.remove_leftovers("", SHARDS)
     manifest.put(store)
     store.delete(BLOCKS)
+    _say_what_lacks(manifest, unanswered, sum(file.left_out for file in packed))
+    return manifest
+
+
+def _say_what_lacks(manifest: SequencesManifest, unanswered: int, unmasked: int) -> None:
     if unanswered:
         count = f"{unanswered:,} conversations" if unanswered > 1 else "1 conversation"
         console.say(f"prepare: {count} in which the assistant says nothing left out")
-    return manifest
+    if unmasked:
+        count = f"{unmasked:,} sequences" if unmasked > 1 else "1 sequence"
+        console.say(f"prepare: {count} without a token to mask left out")
+    without = [
+        f"{split.unlabelled:,} of {split.positions:,} {name} positions"
+        for name, split in manifest.splits.items()
+        if split.unlabelled
+    ]
+    if without:
+        console.say(f"prepare: {', '.join(without)} have no label")
 
 
 def _model_of(recipe: Recipe) -> tuple[str, Path]:
@@ -309,13 +323,16 @@ def _write_packed(
         return found
     parts = [parts_of(store, part_name) for part_name in names]
     sequences: dict[str, list[Sequence]] = {}
+    left_out = 0
     for split in SPLITS:
         following = chain.from_iterable(file[split] for file in parts[1:])
         sequences[split] = list(pack(spanned(parts[0][split], following, own[split], corpus), corpus))
         if masking is not None:
             views = corpus.views if split == "train" else 1
-            sequences[split] = [view for one in sequences[split] for view in views_of(one, masking, corpus, views)]
-    return put_packed(store, name, sequences)
+            masked = [views_of(one, masking, corpus, views) for one in sequences[split]]
+            left_out += sum(not own for own in masked)
+            sequences[split] = [view for own in masked for view in own]
+    return put_packed(store, name, sequences, left_out)
 
 
 def _write_labelled(

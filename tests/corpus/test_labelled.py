@@ -215,6 +215,7 @@ def test_a_text_is_its_tokens_and_its_class_stands_at_the_first(tmp_path: Path) 
     ("change", "said"),
     [
         ({"image": [1.0, 2.0, 3.0]}, "line 3: its features are 1 x 3, and the model takes 4 numbers a position"),
+        ({"image": [[1.0, 2.0, 3.0, 4.0]]}, "line 3: an image of 1 x 4 is not of corpus.image_shape 2 x 2"),
         ({"image": [1.0, 2.0, "x", 3.0]}, "line 3: column 'image' is no array of numbers"),
         ({"image": [1.0, 2.0, None, 3.0]}, "line 3: one of its features is not a finite number"),
         ({"label": 3}, "line 3: the label is 3, and the model has classes 0 to 2"),

@@ -87,6 +87,24 @@ def test_minilms_six_layers_give_its_own_outputs() -> None:
     assert embeddings.token_type_embeddings.weight[0].norm() > embeddings.position_embeddings.weight.norm(dim=1).mean()
 
 
+@pytest.mark.slow
+def test_half_of_bert_base_has_40_percent_fewer_parameters(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForMaskedLM, BertModel
+
+    teacher = BertForMaskedLM(BertConfig()).bfloat16()
+    teacher.save_pretrained(tmp_path)
+    student = distilbert_of(tmp_path, [0, 2, 4, 7, 9, 11], "masked_lm", seed=0)
+    with torch.device("meta"):
+        encoder = BertModel(BertConfig())  # with its pooler, as published
+
+    def fewer(own: Any, other: Any) -> float:
+        own, other = (sum(one.numel() for one in model.parameters()) for model in (own, other))
+        return 1.0 - own / other
+
+    assert fewer(student.base_model, encoder) == pytest.approx(0.394, abs=5e-4)
+    assert fewer(student, teacher) == pytest.approx(0.388, abs=5e-4)
+
+
 def test_layers_are_those_asked_for_in_their_order(tmp_path: Path) -> None:
     from transformers import AutoModelForMaskedLM
 
