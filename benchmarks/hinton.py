@@ -7,7 +7,9 @@ that one cache, and chooses the temperature on development documents. Of that on
 trained; the members stay. Only then are the held-out documents read: `transferred_share` is that of the seeds' mean
 accuracies, its interval of resampled documents and seeds together; `of_members` the same with the mean of the
 members, which learn from the same labels, in the baseline's place. `means`: the members' arithmetic mean, which the
-recipe distils, and their geometric one, on development documents. `--plot FILE` draws accuracy by temperature.
+recipe distils, and their geometric one, on development documents. `--lengths` trains student and baseline, whose batch
+has as many labels as a member's, for other numbers of steps and scores them there. `--plot FILE` draws accuracy by
+temperature.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 2.0, 5.0, 10.0])
+    parser.add_argument("--lengths", type=int, nargs="*", default=[], help="steps of more students and baselines")
     parser.add_argument("--plot", type=Path, help="a PNG of accuracy by temperature, on development documents")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("overrides", nargs="*", help="of the recipe's keys")
@@ -59,11 +62,13 @@ def main() -> None:
     best = max(rows, key=lambda row: row["accuracy"])["temperature"]
     seeds = [trained(recipe, best, seed, options.overrides, baseline=True) for seed in range(options.seeds)]
     arms = {f"{arm} {seed}": (own, arm) for arm in ("student", "baseline") for seed, own in enumerate(seeds)}
+    lengths = [trained(recipe, best, 0, options.overrides, True, steps) for steps in options.lengths]
     report = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": {"distributed_kd": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "temperature": best, "seeds": options.seeds,
         "development_by_temperature": rows,
+        "development_by_length": [of_length(recipe, own) for own in lengths],
         "means": means(recipe),
         "development": summary(*scored(recipe, "development", arms)),
         "held_out": summary(*scored(recipe, "validation", arms)),
@@ -73,15 +78,26 @@ def main() -> None:
     print(json.dumps(report)) if options.json else show(report)
 
 
-def trained(recipe: Recipe, temperature: float, seed: int, overrides: list[str], baseline: bool) -> Recipe:
-    """The student of a temperature and a seed, from the recipe's own sequences and cache; its own is shared."""
+def trained(
+    recipe: Recipe, temperature: float, seed: int, overrides: list[str], baseline: bool, steps: int | None = None
+) -> Recipe:
+    """The student of a temperature, a seed and, if given, a length, from the recipe's own sequences and cache; its own
+    is shared."""
+    steps = steps or recipe.trainer.steps
     own = [*overrides, f"objective.temperature={temperature}", *([] if baseline else ["baseline=off"])]
-    if temperature != recipe.objective.temperature or seed != 0:
-        work = workdir_beside(recipe, f"T{temperature:g}-seed{seed}", "sequences", "cache")
-        own += [f"workdir={work}", f"trainer.seed={recipe.trainer.seed + seed}"]
+    if (temperature, seed, steps) != (recipe.objective.temperature, 0, recipe.trainer.steps):
+        length = "" if steps == recipe.trainer.steps else f"-steps{steps}"
+        work = workdir_beside(recipe, f"T{temperature:g}-seed{seed}{length}", "sequences", "cache")
+        own += [f"workdir={work}", f"trainer.seed={recipe.trainer.seed + seed}", f"trainer.steps={steps}"]
     found = load(RECIPE, own)
     stages.train(found)
     return found
+
+
+def of_length(recipe: Recipe, own: Recipe) -> dict[str, Any]:
+    """A student and its baseline on development documents."""
+    found = scored(recipe, "development", {arm: (own, arm) for arm in ("student", "baseline")})[0]
+    return {"steps": own.trainer.steps, **{arm: figures(found[arm]) for arm in ("student", "baseline")}}
 
 
 def scored(
@@ -179,6 +195,9 @@ def share(student: np.ndarray, other: np.ndarray, ensemble: np.ndarray, position
 def show(report: dict[str, Any]) -> None:
     for row in report["development_by_temperature"]:
         print(f"T = {row['temperature']:<4g} development accuracy {row['accuracy']:.4f}")
+    for row in report["development_by_length"]:
+        said = ", ".join(f"{arm} {row[arm]['accuracy']:.4f}" for arm in ("student", "baseline"))
+        print(f"{row['steps']} steps: development accuracy {said}")
     for kind, own in report["means"].items():
         print(f"{kind} mean: development accuracy {own['accuracy']:.4f}, cross-entropy {own['cross_entropy']:.4f}")
     for split in ("development", "held_out"):
