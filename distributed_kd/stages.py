@@ -38,7 +38,15 @@ def prepare(recipe: Recipe) -> SequencesManifest:
 
 
 def cache(recipe: Recipe) -> CacheManifest:
-    """Of several teachers, one cache each and their mean. Raises `RequestError` where there is none."""
+    """Of several teachers, one cache each and their mean. Raises `RequestError` where there is none, `Stopped` at
+    SIGTERM."""
+    from distributed_kd.launch.stop import stopped_by_sigterm
+
+    with stopped_by_sigterm():
+        return _cache(recipe)
+
+
+def _cache(recipe: Recipe) -> CacheManifest:
     from distributed_kd import console
     from distributed_kd.errors import RequestError
     from distributed_kd.student.build import write_initial_weights

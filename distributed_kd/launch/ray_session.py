@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from distributed_kd import console
 from distributed_kd.errors import DkdError, RequestError, WorkError
+from distributed_kd.launch.stop import handler_kept
 
 if TYPE_CHECKING:
     from distributed_kd.launch.ray_cluster import RayCluster
@@ -34,7 +35,8 @@ def ray_session(address: str | None) -> Iterator[RayCluster]:
             yield found
         return
     try:
-        with console.waiting("starting Ray" if cluster is None else f"joining the Ray cluster at {cluster}"):
+        what = "starting Ray" if cluster is None else f"joining the Ray cluster at {cluster}"
+        with console.waiting(what), handler_kept():
             if cluster is None:
                 # "local" in so many words: without an address Ray joins any head that this machine has or had.
                 ray.init(address="local", include_dashboard=False, configure_logging=False, log_to_driver=False)

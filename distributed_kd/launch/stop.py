@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from distributed_kd.errors import Stopped
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_AGAIN_SECONDS = 5.0
 
 
 @contextmanager
@@ -35,3 +39,48 @@ def stop_asked() -> Iterator[Callable[[], bool]]:
     asked = threading.Event()
     with on_stop(lambda _: asked.set()):
         yield asked.is_set
+
+
+class _Told(BaseException):
+    """A signal, where the work was when it came. No `except Exception` on the way takes it for a failure of its own."""
+
+
+@contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM, which preemption sends, ends the block with `Stopped`.
+
+    Whatever is raised after it is of the stop: Ray's compiled code makes a SystemError of what a handler raises between
+    a result and its return. A second one, as a scheduler may send at once, does not disturb the end; a later one does
+    what the first did, which can be lost where Python throws away what is raised.
+    """
+    told: list[float] = []
+
+    def stop(number: int) -> None:
+        told.append(time.monotonic())
+        if len(told) == 1 or told[-1] - told[-2] > _AGAIN_SECONDS:
+            raise _Told
+
+    with on_stop(stop, (signal.SIGTERM,)):
+        try:
+            yield
+        except BaseException:
+            if told:
+                raise Stopped("stopped by SIGTERM; resume with the same command") from None
+            raise
+
+
+@contextmanager
+def handler_kept() -> Iterator[None]:
+    """A handler of SIGTERM that is there stays while the block runs, whoever sets another one. `ray.init` does, before
+    anything else: its handler ends the process with 15."""
+    kept, set_handler = signal.getsignal(signal.SIGTERM), signal.signal
+
+    def set_others(number: int, handler: Any) -> Any:
+        return kept if number == signal.SIGTERM else set_handler(number, handler)
+
+    if kept is not signal.SIG_DFL:
+        signal.signal = set_others  # type: ignore[assignment] # typed by overloads
+    try:
+        yield
+    finally:
+        signal.signal = set_handler

@@ -10,10 +10,8 @@ and so does every shard.
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,9 +23,8 @@ from distributed_kd.cache.manifest import CacheManifest, Receipt, made_from_of, 
 from distributed_kd.cache.receipts import Receipts
 from distributed_kd.cache.writer import commit
 from distributed_kd.corpus.sequences import Sequences
-from distributed_kd.errors import RequestError, Stopped, WorkError
+from distributed_kd.errors import RequestError, WorkError
 from distributed_kd.launch.ray_session import ray_session, task_errors
-from distributed_kd.launch.stop import on_stop
 from distributed_kd.models.config import hidden_size, load_config, refuse_other_task, vocabulary_size
 from distributed_kd.models.locate import identity, locate
 from distributed_kd.models.tokenizer import inputs_sha256
@@ -189,7 +186,7 @@ def compute(
     peak memory in bytes, and the seconds for which their devices were held. Raises `RequestError` where the teacher is
     refused, `WorkError` naming the shards that were set aside, when everything else is written.
     """
-    with ray_session(recipe.capture.address) as cluster, task_errors(), stopped_by_sigterm():
+    with ray_session(recipe.capture.address) as cluster, task_errors():
         from distributed_kd.teacher.fleet import Fleet
 
         fleet = Fleet(recipe, cluster)
@@ -256,19 +253,3 @@ def run(fleet: Fleet, schedule: Schedule, manifest: CacheManifest) -> Iterator[R
                 schedule.finish(event.replica, event.shard)
                 yield event.value
         yield None
-
-
-@contextmanager
-def stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM, which preemption sends, ends the block with `Stopped`: shards in work are dropped, others are safe."""
-
-    def stop(number: int) -> None:
-        raise Stopped("stopped by SIGTERM; resume with the same command")
-
-    with on_stop(stop, (signal.SIGTERM,)):
-        try:
-            yield
-        except SystemError as error:  # Ray's compiled code, which a handler met between a result and its return
-            if isinstance(error.__cause__, Stopped):
-                raise error.__cause__ from None
-            raise

@@ -26,6 +26,7 @@ from distributed_kd.cache.verify import Bad, listed_entries, verify
 from distributed_kd.cache.writer import commit
 from distributed_kd.corpus.sequences import Sequences
 from distributed_kd.errors import RequestError, WorkError
+from distributed_kd.launch.stop import stopped_by_sigterm
 from distributed_kd.recipe import Recipe
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import INDEX_NAME
@@ -75,7 +76,7 @@ def repair(recipe: Recipe) -> Repaired:
     )
 
     remove_leftovers(store)
-    with lease(store, "dkd repair"):
+    with lease(store, "dkd repair"), stopped_by_sigterm():
         return _repair(recipe, store, manifest, sequences)
 
 

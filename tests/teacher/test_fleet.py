@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,8 +18,8 @@ import pytest
 
 from distributed_kd.cache.inspect import inspect
 from distributed_kd.errors import Stopped, WorkError
+from distributed_kd.launch.stop import handler_kept, stopped_by_sigterm
 from distributed_kd.recipe import parse
-from distributed_kd.teacher.capture import stopped_by_sigterm
 from tests.commands import ROOT, dkd, said, write_recipe
 from tests.disturbed import (
     add_finished,
@@ -137,13 +138,54 @@ def test_a_signal_that_meets_compiled_code_at_its_return_is_a_stop() -> None:
     def wait() -> None:
         try:
             signal.raise_signal(signal.SIGTERM)
-        except Stopped as error:
+        except BaseException as error:
             raise SystemError("<cyfunction CoreWorker.wait> returned a result with an exception set") from error
 
     with pytest.raises(Stopped, match="SIGTERM"), stopped_by_sigterm():
         wait()
     with pytest.raises(SystemError, match="its own"), stopped_by_sigterm():
         raise SystemError("its own")
+
+
+def test_a_signal_is_a_stop_whoever_would_catch_it_or_sets_a_handler() -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.signal
+
+    def work() -> None:
+        with handler_kept():
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))  # as `ray.init` does
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Exception:
+            raise AssertionError("taken for an error") from None
+        finally:
+            signal.raise_signal(signal.SIGTERM)  # a second one, at once: what is left is done to its end
+
+    with pytest.raises(Stopped, match="SIGTERM"), stopped_by_sigterm():
+        work()
+    assert (signal.getsignal(signal.SIGTERM), signal.signal) == before
+
+
+@pytest.mark.parametrize("when", ["the lease is there", "Ray is being started"])
+def test_sigterm_before_there_is_any_replica_ends_the_driver_well(
+    toy_recipe: dict[str, Any], tmp_path: Path, when: str
+) -> None:
+    """With a Ray of its own, whose start takes seconds and sets a handler that exits with 15."""
+    recipe = write_recipe(tmp_path, toy_recipe)
+    cache = Path(toy_recipe["workdir"]) / "cache"
+    assert dkd("prepare", recipe).returncode == 0
+    driver = start_driver(recipe)
+    until(lambda: (cache / "lease.json").exists(), "a lease")
+    started = [psutil.Process(driver.pid)]
+    if when == "Ray is being started":
+        until(lambda: [own for own in started[0].children(recursive=True) if own.name() == "gcs_server"], "Ray's head")
+        started += started[0].children(recursive=True)
+    driver.send_signal(signal.SIGTERM)
+    errors = driver.communicate(timeout=25)[1]
+    assert driver.returncode == 0, errors
+    assert errors.splitlines()[-1] == "dkd: stopped by SIGTERM; resume with the same command"
+    assert not (cache / "lease.json").exists()
+    assert not psutil.wait_procs(started, timeout=10)[1]
+    assert not (cache / "manifest.json").exists()
 
 
 def test_a_replica_that_hangs_is_replaced(
