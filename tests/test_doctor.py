@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import platform
+import re
+import shutil
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 
 from distributed_kd import doctor
 from distributed_kd.bundled import bundled
-from distributed_kd.doctor import machine, named, where
+from distributed_kd.cache.manifest import CacheManifest
+from distributed_kd.corpus.sequences import SequencesManifest
+from distributed_kd.doctor import machine, named, operators, where
 from distributed_kd.doctor.finding import Finding
 from distributed_kd.errors import RequestError
 from distributed_kd.recipe import load, parse
 from distributed_kd.store.filesystem import Store
-from tests.commands import dkd, write_recipe
+from distributed_kd.teacher.capture import bytes_needed, capture
+from tests.commands import ROOT, dkd, write_recipe
 from tests.test_recipe import MINIMAL
 
 
@@ -123,12 +132,16 @@ def test_a_hostfile_without_what_reaches_its_hosts(tmp_path: Path, monkeypatch: 
 
 def test_offload_without_a_compiler_for_its_optimizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
-    assert named.deepspeed(parse(MINIMAL | {"trainer": {"epochs": 1, "deepspeed": asked}})).state == "ok", "torch's own"
+    found = operators.operators(parse(MINIMAL | {"trainer": {"epochs": 1, "deepspeed": asked}}))
+    assert (found.state, found.found[:15]) == ("ok", "none is needed:"), "torch's own"
     asked["optimizer"] = {"params": {"torch_adam": False}}
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    found = named.deepspeed(parse(MINIMAL | {"trainer": {"epochs": 1, "deepspeed": asked}}))
-    assert "apt-get install g++ ninja-build" in lacks(found, "does not compile")
+    offloads = parse(MINIMAL | {"trainer": {"epochs": 1, "deepspeed": asked}})
+    assert named.deepspeed(offloads).found.startswith("ZeRO stage 2")
+    assert "apt-get install g++ ninja-build" in lacks(operators.operators(offloads), "does not compile")
+    unasked = operators.operators(None)
+    assert unasked.state == "warning" and "does not compile" in unasked.found
 
 
 @pytest.mark.parametrize(("free", "state"), [(1 << 29, "warning"), (1 << 40, "ok")])
@@ -138,6 +151,53 @@ def test_little_room(free: int, state: str, tmp_path: Path, monkeypatch: pytest.
     for found, says in ((machine.disk(), "DKD_CACHE"), (machine.shared_memory(), "--shm-size")):
         assert found.state == state
         assert (says in found.fix) == (state == "warning")
+
+
+def test_a_python_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine.python().state == "ok"
+    least = ".".join(map(str, machine.LEAST_PYTHON))
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"] == f">={least}"
+    monkeypatch.setattr(sys, "version_info", (3, 9, 18))
+    assert least in lacks(machine.python())
+
+
+def test_a_cluster_of_another_version_names_both_and_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text is what Ray's own check raises, in a process as the doctor starts one."""
+    there = {"ray_version": "2.9.3", "python_version": "3.8.18"}
+    script = f"from ray._private.utils import check_version_info; check_version_info({there}, 'node 10.0.0.7:6379')"
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert said.stderr.strip().splitlines()[-1].strip().startswith("Python: "), "the last line alone tells nothing"
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: said)
+    found = machine.ray_cluster(parse(MINIMAL | {"capture": {"address": "10.0.0.7:6379"}}))
+    here = (ray.__version__, platform.python_version())
+    fix = lacks(found, "has Ray 2.9.3 and Python 3.8.18, this host Ray {} and Python {}".format(*here))
+    assert fix.startswith("pip install 'ray[default]==2.9.3' here, in an environment of Python 3.8.18, or ")
+    assert fix.endswith("Ray {} and Python {} on every node".format(*here))
+
+
+def test_a_workdirs_disk_without_room_for_the_capture(
+    prepared_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = parse(prepared_recipe | {"workdir": str(tmp_path)})
+    assert "known once prepared" in where.room(recipe).found
+    shutil.copytree(Path(prepared_recipe["workdir"]) / "sequences", tmp_path / "sequences")
+    positions = SequencesManifest.read(Store(str(tmp_path / "sequences"))).splits["train"].positions
+    needed = bytes_needed(positions, recipe.targets.k, None)
+    monkeypatch.setattr(Store, "free_bytes", lambda _: needed)
+    assert where.room(recipe).state == "ok"
+    monkeypatch.setattr(Store, "free_bytes", lambda _: needed - 1)
+    assert "another `workdir`" in lacks(where.room(recipe), str(tmp_path), f"{needed / 1e9:.2f} GB needed")
+    with pytest.raises(RequestError, match="GB free and the cache needs about"):
+        capture(recipe)
+    hidden = parse(prepared_recipe | {"workdir": str(tmp_path), "targets": prepared_recipe["targets"] | {
+        "hidden": {"layer": -1}}})  # fmt: skip
+    monkeypatch.setattr(Store, "free_bytes", lambda _: 0)
+    assert where.room(hidden).state == "missing"
+    monkeypatch.setattr(Store, "free_bytes", lambda _: None)
+    assert where.room(recipe).state == "ok", "a bucket"
+    monkeypatch.setattr(Store, "free_bytes", lambda _: 0)
+    CacheManifest.read(Store(prepared_recipe["workdir"]).child("cache")).put(Store(str(tmp_path / "cache")))
+    assert where.room(recipe).state == "ok", "it has begun: what is there already takes no more room"
 
 
 @pytest.mark.parametrize(
@@ -190,16 +250,18 @@ def test_whatever_fails_has_a_fix_of_its_own(error: Exception, monkeypatch: pyte
     def failing(*_: Any) -> Finding:
         raise error
 
-    for module in (machine, named, where):
+    for module in (machine, named, operators, where):
         for name, check in vars(module).items():
             if getattr(check, "__annotations__", {}).get("return") == "Finding":
                 monkeypatch.setattr(module, name, failing)
     found = list(doctor.examine(parse(MINIMAL)))
-    assert len(found) == 13
+    assert len(found) == 15
     for one in found:
         assert one.state == "missing"
         assert len(one.fix.split()) > 3, one
         assert "it says" not in one.fix and one.found not in one.fix, "a fix says what to do"
+    page = (ROOT / "docs" / "deploying.md").read_text().partition("## dkd doctor\n")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(.+?)` \|", page, re.MULTILINE) == [one.check for one in found]
 
 
 @pytest.mark.slow

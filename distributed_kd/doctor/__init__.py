@@ -1,6 +1,7 @@
 """What this machine, or the cluster and store of a recipe, lacks: each with its fix.
 
-`machine.py` looks at what every recipe needs, `named.py` at what a recipe names, `where.py` at the store it writes to.
+`machine.py` looks at what every recipe needs, `operators.py` at what DeepSpeed compiles, `named.py` at what a recipe
+names, `where.py` at the store it writes to. docs/deploying.md has the table of all checks.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from distributed_kd import console
-from distributed_kd.doctor import machine, named, where
+from distributed_kd.doctor import machine, named, operators, where
 from distributed_kd.doctor.finding import Finding
 from distributed_kd.errors import DkdError
 from distributed_kd.recipe import Recipe
@@ -22,6 +23,7 @@ def examine(recipe: Recipe | None) -> Iterator[Finding]:
         ("python", machine.python, "run it on Linux, with a Python that `pip install distributed-kd` takes"),
         ("torch", machine.torch_build, "install torch again, its CUDA build where there is a GPU: pip install torch"),
         ("ranks", lambda: machine.ranks(recipe), machine.AGAIN),
+        ("operators", lambda: operators.operators(recipe), machine.AGAIN),
         ("ray", lambda: machine.ray_cluster(recipe), "install Ray again: pip install 'ray[default]'"),
         ("disk", machine.disk, "set DKD_CACHE to a folder that this user may write to"),
         ("shared memory", machine.shared_memory, "mount a memory file system at /dev/shm"),
@@ -35,6 +37,7 @@ def examine(recipe: Recipe | None) -> Iterator[Finding]:
             ("deepspeed", lambda: named.deepspeed(recipe), "name a DeepSpeed file that is there, or leave the key out"),
             ("hosts", lambda: named.hosts(recipe), "write `HOST slots=RANKS` for each host into `trainer.hostfile`"),
             ("store", lambda: where.store(recipe), f"choose a `workdir` that this user may write to, {opened}"),
+            ("room", lambda: where.room(recipe), "delete `sequences` in the workdir and `dkd prepare` them again"),
             ("clock", lambda: where.clock(recipe), f"choose a `workdir` that this user may write to, {opened}"),
         ]
     for name, check, fix in checks:

@@ -16,6 +16,7 @@ from distributed_kd.launch.processors import set_processors
 from distributed_kd.models.locate import cache_folder
 from distributed_kd.recipe import Recipe
 
+LEAST_PYTHON = (3, 11)  # as pyproject.toml's requires-python
 _RANKS_SECONDS = 300  # a first start compiles for a minute or two
 _RAY_SECONDS = 60
 _LEAST_DISK = 10 << 30  # bytes
@@ -25,6 +26,12 @@ _NETWORK = (
     "set GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME on GPUs) to the network between the ranks; `ip -br link` has them"
 )
 _COMPILER = "install a C++ compiler and ninja (apt-get install g++ ninja-build)"
+# Of Ray's `check_version_info`: the cluster's versions, then this process's.
+_MISMATCH = re.compile(
+    r"Version mismatch: The cluster was started with:\s+Ray: (\S+)\s+Python: (\S+)"
+    r"\s+This process .*?was started with:\s+Ray: (\S+)\s+Python: (\S+)",
+    re.DOTALL,
+)
 # What a rank that cannot start says -> what helps; the first that fits.
 _CURES = {
     r"No module named": AGAIN,
@@ -36,6 +43,9 @@ _CURES = {
 
 def python() -> Finding:
     found = f"{platform.python_version()} on {platform.machine()}, {len(os.sched_getaffinity(0))} processors"
+    if sys.version_info < LEAST_PYTHON:
+        least = ".".join(map(str, LEAST_PYTHON))
+        return Finding("python", "missing", found, f"make the environment anew with Python {least} or later")
     return Finding("python", "ok", found)
 
 
@@ -95,6 +105,14 @@ def ray_cluster(recipe: Recipe | None) -> Finding:
         )
     except subprocess.TimeoutExpired:
         return Finding("ray", "missing", f"no answer from {address} in {_RAY_SECONDS} s", fix)
+    mismatch = _MISMATCH.search(done.stderr) if done.returncode else None
+    if mismatch is not None:
+        ray_there, python_there, ray_here, python_here = mismatch.groups()
+        found = f"{address} has Ray {ray_there} and Python {python_there}, "
+        found += f"this host Ray {ray_here} and Python {python_here}"
+        fix = f"pip install 'ray[default]=={ray_there}' here, in an environment of Python {python_there}, or start the "
+        fix += f"cluster again with Ray {ray_here} and Python {python_here} on every node"
+        return Finding("ray", "missing", found, fix)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [""])[-1].strip()
         return Finding("ray", "missing", f"{address}: {last[:200]}", fix)

@@ -142,11 +142,12 @@ def new_manifest(
         temperatures=recipe.targets.temperatures,
         shards=shard_count,
         index=None,
-        hidden=_hidden_states(recipe, config),
+        hidden=hidden_states(recipe, config),
     )
 
 
-def _hidden_states(recipe: Recipe, config: Any) -> HiddenStates | None:
+def hidden_states(recipe: Recipe, config: Any) -> HiddenStates | None:
+    """That the recipe keeps of a teacher with this configuration. Raises `RequestError` for a layer it has not."""
     hidden = recipe.targets.hidden
     if hidden is None:
         return None
@@ -160,14 +161,18 @@ def _hidden_states(recipe: Recipe, config: Any) -> HiddenStates | None:
 
 
 def _refuse_full_disk(store: Store, recipe: Recipe, manifest: CacheManifest, positions: int) -> None:
-    k, hidden = manifest.k, 0 if manifest.hidden is None else manifest.hidden.bytes_per_position
-    planned = int(positions * (k * _BYTES_A_KEPT_ID + _BYTES_A_POSITION + hidden))
-    free = store.free_bytes()
+    planned, free = bytes_needed(positions, manifest.k, manifest.hidden), store.free_bytes()
     if free is not None and free < planned:
         raise RequestError(
             f"workdir {recipe.workdir} has {free / 1e9:.2f} GB free and the cache needs about {planned / 1e9:.2f} GB "
-            f"({positions:,} positions at K = {k}); free some, or choose another `workdir` or K"
+            f"({positions:,} positions at K = {manifest.k}); free some, or choose another `workdir` or K"
         )
+
+
+def bytes_needed(positions: int, k: int, hidden: HiddenStates | None) -> int:
+    """By a cache of so many positions, about: what a disk must have to begin one, before any target is known."""
+    of_hidden = 0 if hidden is None else hidden.bytes_per_position
+    return int(positions * (k * _BYTES_A_KEPT_ID + _BYTES_A_POSITION + of_hidden))
 
 
 def compute(
