@@ -16,7 +16,7 @@ from distributed_kd.launch.processors import set_processors
 from distributed_kd.models.locate import cache_folder
 from distributed_kd.recipe import Recipe
 
-LEAST_PYTHON = (3, 11)  # as pyproject.toml's requires-python
+LEAST_PYTHON = (3, 10)  # as pyproject.toml's requires-python
 _RANKS_SECONDS = 300  # a first start compiles for a minute or two
 _RAY_SECONDS = 60
 _LEAST_DISK = 10 << 30  # bytes

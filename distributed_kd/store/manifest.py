@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from distributed_kd.errors import RequestError
 from distributed_kd.store.digest import differences, fingerprint, seal, unseal
 from distributed_kd.store.filesystem import Store
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # Python 3.10's typing has none
 
 MANIFEST_NAME = "manifest.json"
 RUN_NAME = "run.json"

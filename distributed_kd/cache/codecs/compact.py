@@ -81,7 +81,7 @@ def decode(
         quantiser.draws > 0, code.level_starts, levels, kept,
     )  # fmt: skip
     _refuse(failed, "levels")
-    ids = np.empty(levels.size + id_stream.BLOCK, np.int32)
+    ids: np.ndarray = np.empty(levels.size + id_stream.BLOCK, np.int32)
     failed = id_stream.pop_ids(
         *words["ids"], ends, levels.ravel(), kept, _classes(tokens, code), code.width, code.coder, ids
     )
