@@ -49,7 +49,7 @@ def test_soft_targets_of_heavy_views_beat_labels_of_which_many_are_wrong(tmp_pat
 
 
 @pytest.mark.long
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(1200)
 def test_label_noise_over_seeds(tmp_path: Path) -> None:
     pytest.importorskip("sklearn", reason="scikit-learn, which carries the digits, is not installed")
     report = benchmark(
@@ -84,7 +84,7 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], li
 
 
 @pytest.mark.long
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(1200)
 def test_an_ensembles_student_beats_labels_on_real_speech(speech: tuple[dict[str, Any], list[str]]) -> None:
     report, _ = speech
     models = report["models"]
@@ -97,7 +97,7 @@ def test_an_ensembles_student_beats_labels_on_real_speech(speech: tuple[dict[str
 
 
 @pytest.mark.long
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(1200)
 def test_temperatures_are_compared_on_development_transcripts(
     speech: tuple[dict[str, Any], list[str]], tmp_path: Path
 ) -> None:
@@ -133,7 +133,7 @@ def tweets(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any
 
 
 @pytest.mark.long
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(1200)
 def test_distilberts_chain_is_nearer_to_its_teacher_than_labels_alone(
     tweets: tuple[list[dict[str, Any]], Path, list[str]],
 ) -> None:
@@ -142,7 +142,7 @@ def test_distilberts_chain_is_nearer_to_its_teacher_than_labels_alone(
 
 
 @pytest.mark.long
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("claims", [("cosine", "labels"), ("general", "layers")])
 def test_what_is_claimed_of_half_a_bert(
     tweets: tuple[list[dict[str, Any]], Path, list[str]], claims: tuple[str, str]
