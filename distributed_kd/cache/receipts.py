@@ -30,7 +30,8 @@ from distributed_kd.cache.manifest import (
     Receipt,
     receipt_name,
 )
-from distributed_kd.errors import RequestError
+from distributed_kd.errors import RequestError, StoreError
+from distributed_kd.store.failures import reason_of
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import ShardEntry, ShardIndex, check_entry
 from distributed_kd.store.many import delete_many, read_many
@@ -123,8 +124,8 @@ class Receipts(MutableMapping[int, Receipt]):
                 if single:
                     store.put(_group_name(group), b"\n".join(self[n].to_bytes() for n in numbers))
                     delete_many(store, single)
-            except Exception as error:  # every store raises its own kinds
-                reason = " ".join(str(error).split())[:300]
+            except StoreError as error:
+                reason = reason_of(error.__cause__ or error)
                 console.say(f"cache: the receipts of shards {numbers[0]} to {numbers[-1]} stay single files: {reason}")
                 return
             self._is_single[numbers.start : numbers.stop] = False

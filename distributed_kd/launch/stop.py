@@ -56,6 +56,7 @@ def stopped_by_sigterm() -> Iterator[None]:
     told: list[float] = []
 
     def stop(number: int) -> None:
+        signal.alarm(0)  # of that C++ handler (see `handler_kept`), where the signal has met it
         told.append(time.monotonic())
         if len(told) == 1 or told[-1] - told[-2] > _AGAIN_SECONDS:
             raise _Told
@@ -71,16 +72,22 @@ def stopped_by_sigterm() -> Iterator[None]:
 
 @contextmanager
 def handler_kept() -> Iterator[None]:
-    """A handler of SIGTERM that is there stays while the block runs, whoever sets another one. `ray.init` does, before
-    anything else: its handler ends the process with 15."""
+    """A handler of SIGTERM that is there stays while the block runs, and after it, whoever sets another one.
+
+    `ray.init` sets two: before anything else one that ends the process with 15, and from C++, past Python, one that
+    aborts it three seconds after it has called ours.
+    """
     kept, set_handler = signal.getsignal(signal.SIGTERM), signal.signal
+    if kept is signal.SIG_DFL or threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def set_others(number: int, handler: Any) -> Any:
         return kept if number == signal.SIGTERM else set_handler(number, handler)
 
-    if kept is not signal.SIG_DFL:
-        signal.signal = set_others  # type: ignore[assignment] # typed by overloads
+    signal.signal = set_others  # type: ignore[assignment] # typed by overloads
     try:
         yield
     finally:
         signal.signal = set_handler
+        signal.signal(signal.SIGTERM, kept)

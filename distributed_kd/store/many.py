@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from fsspec.asyn import AsyncFileSystem
 
+from distributed_kd.store.failures import readable
 from distributed_kd.store.filesystem import Store
 
 _REQUESTS_AT_ONCE = 64
@@ -44,10 +45,13 @@ def _read_one(store: Store, name: str, at_most: int) -> bytes | None:
 
 def delete_many(store: Store, names: list[str]) -> None:
     """Removes files, many with a request where the store can; one that is not there is no error."""
-    if not store.is_local:
-        with suppress(FileNotFoundError):
-            store.fs.rm([store.path(name) for name in names])
+    if not names:
         return
-    for name in names:
-        with suppress(FileNotFoundError):
-            os.remove(store.path(name))
+    with readable(f"{store.uri}/{names[0]}", "written"):
+        if not store.is_local:
+            with suppress(FileNotFoundError):
+                store.fs.rm([store.path(name) for name in names])
+            return
+        for name in names:
+            with suppress(FileNotFoundError):
+                os.remove(store.path(name))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,8 @@ import pytest
 from distributed_kd.cache import receipts as module
 from distributed_kd.cache.manifest import PARTS, ErrorBound, Receipt
 from distributed_kd.cache.receipts import Receipts
-from distributed_kd.errors import RequestError
+from distributed_kd.errors import RequestError, Stopped
+from distributed_kd.launch.stop import stopped_by_sigterm
 from distributed_kd.recipe import Recipe, parse
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.index import LIMITS, ShardEntry, ShardIndex
@@ -166,17 +169,43 @@ def test_a_store_that_fails_is_told_of_and_asked_again(tmp_path: Path, monkeypat
     lines: list[str] = []
     monkeypatch.setattr(module.console, "say", lines.append)
     receipts = put_all(store, [0, 1, 2])
+
+    def slow_down(path: str) -> None:
+        raise OSError("slow down, http://user:pass@host/b")
+
     with monkeypatch.context() as failing:
-        failing.setattr(module, "delete_many", lambda store, names: (_ for _ in ()).throw(OSError("slow down")))
+        failing.setattr(os, "remove", slow_down)
         receipts.fold(store)
         receipts.fold(store)
-    assert lines == ["cache: the receipts of shards 0 to 2 stay single files: slow down"]
+    [line] = lines
+    assert line.startswith("cache: the receipts of shards 0 to 2 stay single files: ")
+    assert "slow down, http://***@host/b" in line and "pass" not in line
     assert list(Receipts.read_all(store, KEY, SHARDS)) == [0, 1, 2]
     for shard in (3, 4, 5):
         receipt(shard).put(store)
         receipts[shard] = receipt(shard)
     receipts.fold(store)
     assert store.list("receipts") == GROUPS
+
+
+def test_a_stop_that_comes_while_receipts_are_folded_is_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path))
+    receipts = put_all(store, [0, 1, 2])
+
+    def stopped(self: Store, name: str, data: bytes) -> None:
+        raise Stopped("stopped by SIGTERM")
+
+    def told(self: Store, name: str, data: bytes) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    for put in (stopped, told):
+        with monkeypatch.context() as stopping:
+            stopping.setattr(Store, "put", put)
+            with pytest.raises(Stopped, match="SIGTERM"), stopped_by_sigterm():
+                receipts.fold(store)
+        receipts._is_due = True
+    receipts.fold(store)
+    assert store.list("receipts") == GROUPS[:1]
 
 
 @pytest.mark.parametrize(
