@@ -170,7 +170,7 @@ def test_a_cluster_of_another_version_names_both_and_the_way_out(monkeypatch: py
     monkeypatch.setattr("subprocess.run", lambda *_, **__: said)
     found = machine.ray_cluster(parse(MINIMAL | {"capture": {"address": "10.0.0.7:6379"}}))
     here = (ray.__version__, platform.python_version())
-    fix = lacks(found, "has Ray 2.9.3 and Python 3.8.18, this host Ray {} and Python {}".format(*here))
+    fix = lacks(found, "has Ray 2.9.3 and Python 3.8.18, this host has Ray {} and Python {}".format(*here))
     assert fix.startswith("pip install 'ray[default]==2.9.3' here, in an environment of Python 3.8.18, or ")
     assert fix.endswith("Ray {} and Python {} on every node".format(*here))
 

@@ -108,11 +108,10 @@ def ray_cluster(recipe: Recipe | None) -> Finding:
     mismatch = _MISMATCH.search(done.stderr) if done.returncode else None
     if mismatch is not None:
         ray_there, python_there, ray_here, python_here = mismatch.groups()
-        found = f"{address} has Ray {ray_there} and Python {python_there}, "
-        found += f"this host Ray {ray_here} and Python {python_here}"
+        there, here = f"Ray {ray_there} and Python {python_there}", f"Ray {ray_here} and Python {python_here}"
         fix = f"pip install 'ray[default]=={ray_there}' here, in an environment of Python {python_there}, or start the "
-        fix += f"cluster again with Ray {ray_here} and Python {python_here} on every node"
-        return Finding("ray", "missing", found, fix)
+        fix += f"cluster again with {here} on every node"
+        return Finding("ray", "missing", f"{address} has {there}, this host has {here}", fix)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [""])[-1].strip()
         return Finding("ray", "missing", f"{address}: {last[:200]}", fix)

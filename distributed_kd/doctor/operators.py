@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Literal
 
 from distributed_kd.doctor.finding import Finding
 from distributed_kd.launch.processors import set_processors
@@ -32,8 +33,8 @@ def operators(recipe: Recipe | None) -> Finding:
     last = next((line for line in reversed(done.stderr.splitlines()) if "rror" in line), "no reason was given")
     fix = "install a C++ compiler and ninja (apt-get install g++ ninja-build), or set "
     fix += "trainer.deepspeed.optimizer.params.torch_adam=true where the optimizer is offloaded"
-    found = f"DeepSpeed's optimizer for offload does not compile: {last.strip()[:200]}"
-    return Finding("operators", "missing" if recipe is not None else "warning", found, fix)
+    state: Literal["warning", "missing"] = "warning" if recipe is None else "missing"
+    return Finding("operators", state, f"DeepSpeed's optimizer for offload does not compile: {last.strip()[:200]}", fix)
 
 
 def _offloads(recipe: Recipe) -> bool:

@@ -57,7 +57,7 @@ def submit_stage(stage: str, recipe: Recipe, address: str, follow: bool, environ
         info = client.get_job_info(job)
         reason = _last_word(client, job) or " ".join((info.message or "").splitlines()[:1])
         kind = RequestError if info.driver_exit_code == RequestError.exit_code else WorkError
-        raise kind(f"job {job} {str(status).lower()}: {reason}")
+        raise kind(f"the Ray job {job} has {str(status).lower()}: {reason}")
     return {"job": job, "status": str(status), "workdir": recipe.workdir}
 
 
