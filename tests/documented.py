@@ -202,10 +202,23 @@ def _docker(arguments: list[str]) -> None:
 
 
 def _kubectl(arguments: list[str]) -> None:
-    """What the pages create is what the manifests ask for."""
-    kind, name = arguments[1], arguments[3]
-    if kind != "secret" or f"secretRef: {{name: {name}," not in (ROOT / "infra/kuberay/capture.yaml").read_text():
-        raise ValueError(f"no manifest asks for the {kind} {name}")
+    """What is created and applied is what the manifests ask for and are; what is asked for has their names."""
+    manifests = "".join(path.read_text() for path in sorted((ROOT / "infra" / "kuberay").glob("*.yaml")))
+    line = " ".join(arguments)
+    for form, asked in (
+        (r"create secret generic (\S+)( --from-literal=[A-Z_]+=\S+)*", "secretRef: {{name: {},"),
+        (r"create configmap (\S+) --from-file=\S+=(?P<file>\S+)", "configMap: {{name: {}}}"),
+        (r"apply -f (?P<file>infra/kuberay/\S+)", ""),
+        (r"port-forward service/(\S+)-head-svc \d+", "\nmetadata:\n  name: {}\n"),
+        (r"get secret (\S+) -o jsonpath=\S+", "\nmetadata:\n  name: {}\n"),
+    ):
+        if found := re.fullmatch(form, line):
+            if not (ROOT / (found.groupdict().get("file") or ".")).exists():
+                raise ValueError(f"there is no {found['file']}")
+            if asked.format(found[1]) not in manifests:
+                raise ValueError(f"no manifest has {asked.format(found[1])}")
+            return
+    raise ValueError(f"kubectl {line}: no such command is known here")
 
 
 def _module(name: str, arguments: list[str]) -> None:

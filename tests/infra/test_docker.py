@@ -19,7 +19,8 @@ from tests.commands import ROOT
 from tests.infra.commands import constrained
 
 FILE = ROOT / "infra" / "docker" / "Dockerfile"
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+TOML = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = TOML["project"]
 HADOLINT = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 
 
@@ -47,18 +48,27 @@ def test_hadolint_has_nothing_against_it() -> None:
 
 
 @pytest.mark.parametrize("stage", ["cpu", "cuda"])
-def test_an_image_runs_as_nobody_in_particular_with_the_tested_versions(stage: str) -> None:
+def test_an_image_runs_as_nobody_in_particular(stage: str) -> None:
     steps = STAGES[stage]
     user = next(given for instruction, given in reversed(steps) if instruction == "USER")
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user), "Kubernetes' runAsNonRoot asks for a number"
     assert all(instruction != "RUN" for instruction, _ in steps[steps.index(("USER", user)) :])
-    order = [given for instruction, given in steps if instruction in ("ENV", "RUN")]
-    constraint = next(n for n, given in enumerate(order) if "PIP_CONSTRAINT=/etc/dkd/constraints.txt" in given)
-    assert all("pip install" not in given for given in order[:constraint])
-    assert ("COPY", "constraints.txt /etc/dkd/constraints.txt") in steps
-    for extra in re.search(r"\[(.*)\]", order[-1])[1].split(","):  # type: ignore[index]
+    last = [given for instruction, given in steps if instruction == "RUN"][-1]
+    for extra in re.search(r"\[(.*)\]", last)[1].split(","):  # type: ignore[index]
         for requirement in PROJECT["optional-dependencies"][extra]:
             assert constrained(re.split(r"[>=\[]", requirement)[0])
+
+
+@pytest.mark.parametrize("stage", ["wheel", "cpu", "cuda"])
+def test_every_stage_has_the_tested_versions_before_pip_is_asked_for_any(stage: str) -> None:
+    steps = STAGES[stage]
+    first = next(n for n, (instruction, given) in enumerate(steps) if instruction == "RUN" and "pip " in given)
+    assert ("COPY", "constraints.txt /etc/dkd/constraints.txt") in steps[:first]
+    variables = [word for instruction, given in steps[:first] if instruction == "ENV" for word in given.split()]
+    assert "PIP_CONSTRAINT=/etc/dkd/constraints.txt" in variables
+    builds = {re.split(r"[>=\[]", one)[0] for one in TOML["build-system"]["requires"]}
+    assert all(constrained(name) for name in builds), "what the wheel is built with is pinned too"
+    assert stage != "wheel" or "PIP_BUILD_CONSTRAINT=/etc/dkd/constraints.txt" in variables
 
 
 def test_what_is_copied_is_there_and_is_sent_to_the_engine() -> None:

@@ -14,7 +14,9 @@ import pytest
 import yaml
 
 from tests.commands import ROOT
+from tests.documented import commands, resolve
 from tests.infra.commands import checked_recipe, constrained
+from tests.pages import Code
 
 FOLDER = ROOT / "infra" / "kuberay"
 SCHEMA = json.loads(Path(__file__).with_name("kuberay-1.7.0.json").read_text())
@@ -125,6 +127,28 @@ def test_captures_scale_from_none_onto_spot_nodes() -> None:
         assert any("spot" in one["key"] for one in pod["tolerations"])
         assert pod["terminationGracePeriodSeconds"] <= 25, "what spot nodes are granted on GKE"
     assert "capture.device=gpu" in manifest("capture.yaml")["spec"]["entrypoint"], "or it would take processors"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_commands_in_its_comments_say_what_there_is(name: str) -> None:
+    """Those of lines of their own, and those between backticks, read by the programs that they call."""
+    text = "\n".join(line for line in (FOLDER / name).read_text().splitlines() if line.startswith("#"))
+    found = [line for line in re.findall(r"^#   (.+?)(?: &)?$", text, re.MULTILINE) if not line.startswith("export ")]
+    found += re.findall(r"`(dkd .+?)`", text) + re.findall(r"\$\((kubectl .+?) \|", text)
+    assert f"kubectl apply -f infra/kuberay/{name}" in found
+    for line in found:
+        [words] = commands(Code(name, 1, "", "", line))
+        resolve(words)
+
+
+def test_a_mistake_in_a_kubectl_command_is_seen() -> None:
+    for line in (
+        "kubectl aply -f infra/kuberay/train.yaml",
+        "kubectl apply -f infra/kuberay/trains.yaml",
+        "kubectl get secret dkd-captures -o jsonpath={.data.auth_token}",
+    ):
+        with pytest.raises(ValueError, match=r"aply|trains\.yaml|dkd-captures"):
+            resolve(line.split())
 
 
 def test_the_standing_cluster_says_how_to_submit_to_it() -> None:
