@@ -31,6 +31,7 @@ from distributed_kd.store.digest import fingerprint
 from distributed_kd.store.index import ShardEntry
 from distributed_kd.teacher import fleet as fleets
 from distributed_kd.teacher.capture import run
+from distributed_kd.teacher.computed import Computed
 from distributed_kd.teacher.fleet import Fleet
 from distributed_kd.teacher.replica import Replica
 from distributed_kd.teacher.schedule import Schedule
@@ -46,7 +47,10 @@ def sleeping(seconds: float) -> type[Replica]:
             self.recipe = recipe
             self.accelerator = ThreadPoolExecutor(1)
 
-        def load(self) -> None:
+        def computes_in(self) -> Computed:
+            return Computed("cpu", "float32")
+
+        def load(self, computed: Computed | None = None) -> None:
             return None
 
         def capture(self, shard: int, manifest: CacheManifest) -> Receipt:
@@ -60,7 +64,8 @@ def sleeping(seconds: float) -> type[Replica]:
 def shards_per_second(replicas: int, shards: int) -> float:
     recipe = parse(
         {
-            "name": "benchmark", "workdir": "none", "corpus": {"source": "none"}, "teachers": [{"model": "none"}],
+            "name": "benchmark", "workdir": "memory://none",
+            "corpus": {"source": "none"}, "teachers": [{"model": "none"}],
             "capture": {"replicas": replicas, "address": "local"}, "student": {"model": "none"},
             "trainer": {"steps": 1},
         }

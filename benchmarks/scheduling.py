@@ -31,6 +31,7 @@ from distributed_kd.store.digest import fingerprint
 from distributed_kd.store.index import ShardEntry
 from distributed_kd.teacher import fleet as fleets
 from distributed_kd.teacher.capture import run
+from distributed_kd.teacher.computed import Computed
 from distributed_kd.teacher.schedule import Schedule
 
 
@@ -40,7 +41,10 @@ class NoReplica:
     def __init__(self, recipe: Recipe) -> None:
         self.done = 0
 
-    def load(self) -> None:
+    def computes_in(self) -> Computed:
+        return Computed("cpu", "float32")
+
+    def load(self, computed: Computed) -> None:
         pass
 
     def progress(self) -> int:

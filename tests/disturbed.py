@@ -6,10 +6,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import psutil
@@ -19,8 +20,14 @@ from distributed_kd.recipe import Recipe
 from tests.commands import ROOT
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
+def shards_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "shards").iterdir())}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """What a finished cache is read from: its shards, the index that lists them and what the manifest says of both."""
+    names = ("manifest.json", "index.arrow", "tables.bin")
+    return shards_of(folder) | {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
 
 
 def writes_of(folder: Path) -> dict[str, tuple[int, int]]:
@@ -38,6 +45,28 @@ def add_finished(finished: dict[str, tuple[int, int]], folder: Path) -> None:
     again = {shard for shard, write in finished.items() if now.get(shard) != write}
     assert not again, f"finished shards were computed again: {sorted(again)}"
     finished |= now
+
+
+@contextmanager
+def written_receipts(folder: Path) -> Iterator[dict[str, set[tuple[int, int]]]]:
+    """By shard the receipts that appear while the block runs, as inode and time: one written anew is another file."""
+    found: dict[str, set[tuple[int, int]]] = defaultdict(set)
+    ended = Event()
+
+    def look() -> None:
+        while not ended.wait(0.01):
+            for path in (folder / "receipts").glob("*.json"):
+                with suppress(FileNotFoundError):
+                    status = path.stat()
+                    found[path.stem].add((status.st_ino, status.st_mtime_ns))
+
+    looking = Thread(target=look)
+    looking.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        looking.join()
 
 
 def receipts_of(folder: Path) -> int:

@@ -21,6 +21,7 @@ from distributed_kd.errors import DkdError, FullDisk, RequestError, StoreError, 
 from distributed_kd.launch.ray_cluster import RayCluster
 from distributed_kd.recipe import Recipe
 from distributed_kd.store.index import read_known, shard_name
+from distributed_kd.teacher.computed import Computed
 from distributed_kd.teacher.replica import SHARDS, Replica
 from distributed_kd.teacher.schedule import MOST_ERRORS, MOST_LOSSES
 
@@ -45,16 +46,18 @@ class Fleet:
         self._recipe = recipe
         self._cluster = cluster
         self._store = store_of(recipe)
+        self._computed = Computed.read(self._store)  # by the first replica that has a place, where it is not yet said
         self._uses_gpus = self._decide_device()
         self._handles: dict[str, Any] = {}
         self._unplaced: dict[Any, str] = {}  # the first answer, due once it has a place
-        self._preparing: dict[Any, str] = {}  # loading, or making the code tables
+        self._preparing: dict[Any, str] = {}  # saying what it computes in, loading, or making the code tables
         self._held: dict[str, int] = {}  # how many shards each of the others has
         self._tasks: dict[Any, tuple[str, int, str]] = {}  # what is in work: replica, shard, the cache's fingerprint
         self._seen: dict[str, tuple[int, float]] = {}  # a working replica's progress, and since when it is that
         self._started = 0
         self._watched = self._counted = time.monotonic()
         self._store_failures = 0  # one after the other
+        self._has_told_of_device = False
         self.device_seconds = 0.0  # for which replicas had a place
 
     @property
@@ -120,7 +123,7 @@ class Fleet:
         self._started += 1
         self._handles[name] = actor.remote(self._recipe)
         self._unplaced[self._ask_progress(name)] = name
-        self._preparing[self._handles[name].load.remote()] = name
+        self._preparing[self._handles[name].computes_in.remote()] = name
 
     def _ask_progress(self, replica: str) -> Any:
         return self._handles[replica].progress.options(concurrency_group="watch").remote()
@@ -212,15 +215,31 @@ class Fleet:
     def _prepared(self, reference: Any) -> list[Event]:
         replica = self._preparing[reference]
         try:
-            ray.get(reference)
+            said = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, DkdError) else WorkError(_line(error.cause)) from None
         except ray.exceptions.RayError as error:
             return self._lose(replica, _line(error))
         del self._preparing[reference]
+        if isinstance(said, Computed):
+            self._preparing[self._handles[replica].load.remote(self._settled(said))] = replica
+            return []
         self._seen.pop(replica, None)
         self._held[replica] = 0
         return []
+
+    def _settled(self, found: Computed) -> Computed:
+        """What all replicas compute in, as a replica has found it: the first one of the cache decides."""
+        if self._computed is None:
+            found.put(self._store)
+            self._computed = found
+        elif found.device != self._computed.device and not self._has_told_of_device:
+            self._has_told_of_device = True
+            console.say(
+                f"cache: it was begun on {self._computed.device} in {self._computed.dtype}, which {found.device} goes "
+                "on in; its last bits may be other ones"
+            )
+        return self._computed
 
     def _lose(self, replica: str, why: str) -> list[Event]:
         """Ends the replica, which may only be out of reach; what it had finished by then is not done again."""

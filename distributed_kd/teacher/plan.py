@@ -47,7 +47,7 @@ PS = (0.9, 0.95)
 DRAWS = (22, 50)
 
 _RECEIPT_BYTES = 480  # with numbers as long as those of shards of a thousand positions
-_FILES = 6  # besides shards and receipts: the manifest twice, index, code tables, recipe, run
+_FILES = 7  # besides shards and receipts: the manifest twice, index, code tables, recipe, run, what it is computed in
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from distributed_kd.recipe import Recipe
 from distributed_kd.store.digest import sha256
 from distributed_kd.store.index import IndexReference
 from distributed_kd.store.manifest import peak_memory_bytes
+from distributed_kd.teacher.computed import Computed
 
 if TYPE_CHECKING:
     from distributed_kd.teacher.forward import TeacherForward
@@ -42,6 +43,7 @@ class Replica:
         self.recipe = recipe
         self.store = store_of(recipe)
         self.tables: bytes | None = None
+        self.spec = recipe.teachers[0]
         # One thread for all that touches the accelerator: in order, and with one setting of torch.
         self.accelerator = ThreadPoolExecutor(1, thread_name_prefix="accelerator")
 
@@ -56,13 +58,18 @@ class Replica:
         from distributed_kd.teacher.forward import TeacherForward
 
         torch.set_num_threads(self.recipe.capture.threads)
-        return TeacherForward(self.recipe.teachers[0], self.recipe.targets, self.recipe.capture)
+        return TeacherForward(self.spec, self.recipe.targets, self.recipe.capture)
 
-    def load(self) -> None:
-        """Loads the teacher. Raises `RequestError` for one that does not fit.
+    # What can hang is done in these two and not in `__init__`, so that `progress` answers meanwhile.
 
-        All that can hang is done here and not in `__init__`, so that `progress` answers meanwhile.
-        """
+    def computes_in(self) -> Computed:
+        return Computed.here(self.spec)
+
+    def load(self, computed: Computed | None = None) -> None:
+        """Loads the teacher, to compute in the dtype of the cache's other shards. Raises `RequestError` for one that
+        does not fit."""
+        if computed is not None:
+            self.spec = self.spec.model_copy(update={"dtype": computed.dtype})
         assert self.sequences
         assert self.accelerator.submit(lambda: self.teacher).result()
 
