@@ -90,8 +90,10 @@ def with_choice(recipe: Recipe, name: str, targets: list[str], options: argparse
 
 
 def of_cache(recipe: Recipe) -> dict[str, Any]:
+    """Bytes of the shards: the code tables of so small a corpus would say nothing of a large one."""
     found = inspect(f"{recipe.workdir}/{recipe.capture.folder}")
-    return {key: found[key] for key in ("bytes_per_position", "mean_kept_mass")}
+    shards = found["bytes_total"] - found["bytes_by_part"].get("tables", 0)
+    return {"bytes_per_position": shards / found["positions"], "mean_kept_mass": found["mean_kept_mass"]}
 
 
 def scored(recipe: Recipe, students: dict[str, str]) -> tuple[dict[str, Scores], np.ndarray]:

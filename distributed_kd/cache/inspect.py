@@ -37,11 +37,12 @@ def facts_of(store: Store, manifest: CacheManifest) -> dict[str, Any]:
     else:
         receipts = Receipts.read_all(store, manifest.fingerprint, manifest.shards)
         entries = receipts.entries
-        parts, kept_mass = receipts.bytes_by_part, receipts.mean_kept_mass
-    if manifest.tables is not None:
-        parts = (parts or {}) | {"tables": manifest.tables.bytes}
+        parts, kept_mass, left_out = receipts.bytes_by_part, receipts.mean_kept_mass, receipts.left_out
     positions = int(entries.positions.sum())
     total = int(entries.bytes.sum())
+    if manifest.tables is not None:
+        parts = (parts or {}) | {"tables": manifest.tables.bytes}
+        total += manifest.tables.bytes
     merged = {} if manifest.merge is None else {"merge": manifest.merge.model_dump(mode="json")}
     hidden = {} if manifest.hidden is None else {"hidden": manifest.hidden.model_dump(mode="json")}
     return {

@@ -95,11 +95,11 @@ def plan(
     rows = [row for one in [*found.alone, *found.timed] for row in one.rows]
     corpus = Corpus(total, int(entries.rows.sum()), len(entries), reader.table_positions(shards))
     own, others = _bytes(recipe, manifest, corpus, rows, variants, found.kept)
-    files = _other_bytes(recipe, manifest, reader.sequences) + own.tables
+    files = _other_bytes(recipe, manifest, reader.sequences)
     seconds = _seconds(corpus.table_positions if reader.has_tables else 0, entries.positions, found)
     devices = found.replicas * spec.devices_per_replica
     hours = [value * devices / 3600 for value in (seconds["seconds"], *seconds["seconds_interval"])]
-    stored = [value + files for value in (own.shards, *own.interval)]
+    stored = [value + files for value in (own.total, *own.interval)]
     return {
         "name": recipe.name,
         "teacher": spec.model,
@@ -115,8 +115,8 @@ def plan(
             "seconds": time.monotonic() - begun,
         },
         "forecast": {
-            "bytes_per_position": own.shards / total,
-            "bytes_total": own.shards,
+            "bytes_per_position": own.total / total,
+            "bytes_total": own.total,
             "bytes_total_interval": list(own.interval),
             "bytes_stored": stored[0],
             "bytes_tables": own.tables,
@@ -134,11 +134,11 @@ def plan(
             | {
                 "present": variant == recipe.targets,
                 "codec": codec_for(variant, manifest.codec),
-                "bytes_per_position": size.shards / total,
-                "bytes_total": size.shards,
+                "bytes_per_position": size.total / total,
+                "bytes_total": size.total,
                 "bytes_total_interval": list(size.interval),
                 "temperatures": kept.facts(),
-                **_priced("price_month", [value / 1e9 for value in (size.shards, *size.interval)], price_gb_month),
+                **_priced("price_month", [value / 1e9 for value in (size.total, *size.interval)], price_gb_month),
             }
             for variant, size, kept in zip(variants, others, found.kept, strict=True)
         ],

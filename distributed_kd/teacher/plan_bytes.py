@@ -45,15 +45,21 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Bytes of all shards with their 95% interval, and of the code tables."""
+    """Bytes of all shards and of the code tables; `interval`: 95% of both together, all of it the shards'."""
 
     shards: float
-    interval: tuple[float, float]
     tables: float
+    interval: tuple[float, float]
+
+    @property
+    def total(self) -> float:
+        """As `dkd inspect` counts them."""
+        return self.shards + self.tables
 
     def times(self, factor: float) -> Forecast:
-        low, high = self.interval
-        return Forecast(self.shards * factor, (low * factor, high * factor), self.tables)
+        """With other shards and the same code tables."""
+        low, high = ((edge - self.tables) * factor + self.tables for edge in self.interval)
+        return Forecast(self.shards * factor, self.tables, (low, high))
 
 
 def codec_for(targets: Targets, wanted: str) -> str:
@@ -131,6 +137,6 @@ def _scaled(
     all_framing = corpus.shards * framing
     return Forecast(
         shards=corpus.positions * float(added.sum() / positions.sum()) + all_framing,
-        interval=(low * (1.0 - unsure) + all_framing, high * (1.0 + unsure) + all_framing),
         tables=tables,
+        interval=(low * (1.0 - unsure) + all_framing + tables, high * (1.0 + unsure) + all_framing + tables),
     )

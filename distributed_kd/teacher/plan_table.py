@@ -31,7 +31,7 @@ def _own(facts: dict[str, Any]) -> Table:
     for title in ("", "forecast", "95% interval"):
         table.add_column(title, justify="right" if title else "left")
     table.add_row("bytes a position", f"{found['bytes_per_position']:.1f}", _range([low / total, high / total], _three))
-    table.add_row("shards", _size(found["bytes_total"]), _range([low, high], _size))
+    table.add_row("shards and code tables", _size(found["bytes_total"]), _range([low, high], _size))
     table.add_row(f"all that is stored, {found['puts']:,} files written", _size(found["bytes_stored"]), "")
     table.add_row("time", _time(found["seconds"]), _range(found["seconds_interval"], _time))
     for name, seconds in found["seconds_by_step"].items():
@@ -55,7 +55,7 @@ def _targets(facts: dict[str, Any]) -> Table:
         "chance" + ("; price of a month" if has_price else ""),
     )
     table.add_column("targets", no_wrap=True)
-    titles = ["bytes", "95%", "shards", *(title for _, title, _ in _COSTS), *(["month"] if has_price else [])]
+    titles = ["bytes", "95%", "all", *(title for _, title, _ in _COSTS), *(["month"] if has_price else [])]
     for title in titles:
         table.add_column(title, justify="right")
     for one in facts["targets"]:

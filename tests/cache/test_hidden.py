@@ -38,8 +38,8 @@ def test_what_goes_in_comes_out_and_is_reported(tmp_path: Path, codec: str, dtyp
     assert facts["hidden"] == {"layer": -1, "dtype": dtype, "width": WIDTH}
     assert facts["bytes_by_part"].keys() == {*PARTS, "hidden"}
     assert facts["bytes_by_part"]["hidden"] > 0.7 * positions * WIDTH * size  # random numbers hardly compress
-    shards = sum(facts["bytes_by_part"].values()) - facts["bytes_by_part"]["tables"]
-    assert shards == facts["bytes_total"]
+    assert sum(facts["bytes_by_part"].values()) == facts["bytes_total"]
+    assert facts["bytes_per_position"] == facts["bytes_total"] / positions
     assert verify(str(tmp_path), jobs=1).all_good
 
 

@@ -67,7 +67,7 @@ def test_bytes_are_those_of_the_cache_that_is_written(
     found = forecast(rows[3::10], codec, keeps, V, corpus)
     assert found.shards == pytest.approx(real, rel=0.05)
     low, high = found.interval
-    assert low < found.shards < high < 1.4 * low
+    assert low < found.total < high < 1.4 * low
     assert found.tables == pytest.approx(len(tables or b""), rel=0.25)
 
 
