@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import NoReturn
 
-from distributed_kd.errors import DkdError, WorkError
+from distributed_kd.errors import DkdError, Stopped, WorkError
 from distributed_kd.launch.watch import Verdict, Watch
 
 
@@ -20,24 +22,38 @@ def joined_ranks(minutes: float, tell: Callable[[Verdict], None], debug: bool) -
 
     minutes: after which a collective gives up, and all ranks have ended where one of them is lost.
     An error of the block ends this process once `tell` has heard why, and all other ranks with it: they wait in a
-    collective. Raises `WorkError` where the ranks do not come together.
+    collective. But `Stopped`, which all ranks raise, leaves a process of Ray's be, which would be started anew.
+    Raises `WorkError` where the ranks do not come together.
     """
     timeout = timedelta(minutes=minutes)
     watch = _join(timeout, tell)
+    stopped = None
     try:
         yield watch
-        watch.meet("end")
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        if debug:
-            traceback.print_exc()
-        verdict = Verdict("refused", str(error), error.exit_code) if isinstance(error, DkdError) else watch.why(error)
-        watch.end_process(verdict)
+        if isinstance(error, Stopped) and threading.current_thread() is not threading.main_thread():
+            stopped = error
+        else:
+            _end(watch, error, debug)
+    try:
+        watch.meet("end")
+    except BaseException as error:
+        _end(watch, error, debug)
     watch.close()
     import torch
 
     torch.distributed.destroy_process_group()
+    if stopped is not None:
+        raise stopped
+
+
+def _end(watch: Watch, error: BaseException, debug: bool) -> NoReturn:
+    if debug:
+        traceback.print_exception(error)
+    verdict = Verdict("refused", str(error), error.exit_code) if isinstance(error, DkdError) else watch.why(error)
+    watch.end_process(verdict)
 
 
 def _join(timeout: timedelta, tell: Callable[[Verdict], None]) -> Watch:

@@ -1,7 +1,7 @@
 """What `dkd train` leaves for the ranks that it starts, and what they leave for it.
 
 A folder of notes, local where all ranks are on this host, else in the workdir, which all of them see: `spec.json` from
-here; `progress.json` from rank 0 and `error-RANK.json` from whichever rank met one, from there.
+here, and `stop` where they are to; `progress.json` from rank 0 and `error-RANK.json` from whichever rank met one.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from distributed_kd.launch.watch import Verdict
 from distributed_kd.recipe import Recipe
 from distributed_kd.store.filesystem import Store
 
-_SPEC, _PROGRESS = "spec.json", "progress.json"
+_SPEC, _PROGRESS, _STOP = "spec.json", "progress.json", "stop"
 _CARRY_SECONDS = 0.5
+_LOOK_SECONDS = 1.0
 _KINDS: dict[int, type[DkdError]] = {0: Stopped, RequestError.exit_code: RequestError}
 
 
@@ -67,6 +68,12 @@ class Notes:
 
     def progress(self) -> dict[str, Any] | None:
         return self._read(_PROGRESS)
+
+    def ask_to_stop(self) -> None:
+        self.store.put(_STOP, b"")
+
+    def is_asked_to_stop(self) -> bool:
+        return self.store.exists(_STOP)
 
     def tell_error(self, rank: int, verdict: Verdict) -> None:
         self.store.put(f"error-{rank}.json", json.dumps(asdict(verdict)).encode())
@@ -151,6 +158,20 @@ def carried(folder: Path, notes: Notes) -> Iterator[None]:
                 return
 
     with _beside(carry):
+        yield
+
+
+@contextmanager
+def stop_heard(notes: Notes, asked: threading.Event) -> Iterator[None]:
+    """Sets `asked` once the notes ask to stop, while the block runs: a signal does not get to Ray's workers."""
+
+    def hear(ended: threading.Event) -> None:
+        while not ended.wait(_LOOK_SECONDS) and not asked.is_set():
+            with contextlib.suppress(StoreError):  # it is asked again
+                if notes.is_asked_to_stop():
+                    asked.set()
+
+    with _beside(hear):
         yield
 
 

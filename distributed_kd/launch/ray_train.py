@@ -2,7 +2,8 @@
 
 Ray places the workers, joins them and starts all of them anew when one is lost. The rest is the worker function that
 every launcher starts: it reads the cache, writes checkpoints and tells its progress past Ray. An error of ours ends
-the ranks as it does elsewhere and would be tried again, so those that start after it read it and do nothing.
+the ranks as it does elsewhere and would be tried again, so those that start after it read it and do nothing. SIGTERM
+and SIGUSR1 are for the driver, which notes them for the ranks; a worker that gets one is lost.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 from distributed_kd import console
-from distributed_kd.errors import WorkError
+from distributed_kd.errors import Stopped, WorkError
 from distributed_kd.launch.processors import set_processors
 from distributed_kd.launch.ranks import Notes, error_of, shown
 from distributed_kd.launch.ray_session import ray_session
+from distributed_kd.launch.stop import after_the_last_step, on_stop
+from distributed_kd.launch.watch import Verdict
 from distributed_kd.recipe import Recipe
 
 _POLL_SECONDS = 1.0
@@ -48,7 +51,7 @@ def launch(work: Callable[[str], None], recipe: Recipe, arm: str, workers: int, 
         console.say(f"train: starting {workers} Ray workers for the {arm}")
         failed = None
         try:
-            with shown(arm, notes.progress, _POLL_SECONDS):
+            with shown(arm, notes.progress, _POLL_SECONDS), on_stop(lambda _: notes.ask_to_stop()):
                 trainer.fit()
         except TrainingFailedError as error:
             failed = error
@@ -57,6 +60,8 @@ def launch(work: Callable[[str], None], recipe: Recipe, arm: str, workers: int, 
         raise error_of(verdict) from failed
     if failed is not None:
         raise WorkError(f"training failed: {_reason(failed)}; the same command goes on from the last checkpoint")
+    if notes.is_asked_to_stop():
+        raise after_the_last_step(arm)
 
 
 def _reason(failed: Exception) -> str:
@@ -78,4 +83,8 @@ def _rank(said: dict[str, Any]) -> None:
     if os.environ["RANK"] == "0":
         notes.take_back()
     set_processors(os.environ, int(os.environ["LOCAL_WORLD_SIZE"]))
-    said["work"](said["notes"])
+    try:
+        said["work"](said["notes"])
+    except Stopped as stopped:  # on all ranks, which end as though they were done
+        if os.environ["RANK"] == "0":
+            notes.tell_error(0, Verdict("refused", str(stopped), stopped.exit_code))

@@ -7,11 +7,12 @@ import re
 import signal
 import socket
 import subprocess
+import threading
 from pathlib import Path
 
 from distributed_kd.errors import DkdError, WorkError
 from distributed_kd.launch.ranks import Notes, error_of, shown
-from distributed_kd.launch.stop import on_stop
+from distributed_kd.launch.stop import after_the_last_step, before_the_first_step, on_stop
 
 _STOP_SECONDS = 30.0  # in which ranks end their step and save; torchrun kills them then
 _POLL_SECONDS = 0.2
@@ -24,12 +25,18 @@ def run_launcher(command: list[str], environment: dict[str, str], notes: Notes, 
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     seconds = _POLL_SECONDS if notes.store.is_local else 5 * _POLL_SECONDS
+    is_asked_to_stop = threading.Event()
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
+
+        def stop(number: int) -> None:
+            is_asked_to_stop.set()
+            process.send_signal(signal.SIGTERM)
+
         try:
-            with shown(arm, notes.progress, seconds), on_stop(lambda _: process.send_signal(signal.SIGTERM)):
+            with shown(arm, notes.progress, seconds), on_stop(stop):
                 code = process.wait()
         except BaseException:
             _stop(process)
@@ -37,6 +44,10 @@ def run_launcher(command: list[str], environment: dict[str, str], notes: Notes, 
     verdict = notes.error()
     if verdict is not None and verdict.kind != "failed":
         raise error_of(verdict)
+    if is_asked_to_stop.is_set() and not code:
+        raise after_the_last_step(arm)
+    if is_asked_to_stop.is_set() and notes.progress() is None:  # the ranks had not come together yet
+        raise before_the_first_step()
     if code:
         raise _failure(verdict.message if verdict else None, log, code)
 

@@ -33,14 +33,6 @@ def on_stop(call: Callable[[int], None], signals: tuple[signal.Signals, ...] = S
             signal.signal(one, was)
 
 
-@contextmanager
-def stop_asked() -> Iterator[Callable[[], bool]]:
-    """Whether this process was asked to stop since the block began."""
-    asked = threading.Event()
-    with on_stop(lambda _: asked.set()):
-        yield asked.is_set
-
-
 class _Told(BaseException):
     """A signal, where the work was when it came. No `except Exception` on the way takes it for a failure of its own."""
 
@@ -91,3 +83,11 @@ def handler_kept() -> Iterator[None]:
     finally:
         signal.signal = set_handler
         signal.signal(signal.SIGTERM, kept)
+
+
+def before_the_first_step() -> Stopped:
+    return Stopped("stopped before the first step of this run; the same command goes on from there")
+
+
+def after_the_last_step(arm: str) -> Stopped:
+    return Stopped(f"stopped after the last step of the {arm}, which is done; the same command goes on from there")

@@ -2,9 +2,10 @@
 
 A collective whose peer is gone waits for its timeout, and then says the address of a connection at best; NCCL ends the
 process from a thread of its own. So every rank has a thread that writes a beat into torch's store (at MASTER_ADDR,
-which the first host serves) and looks whether the next rank's beat goes on: two small requests a rank and period,
+which the first host serves) and looks whether the next rank's beat goes on: a few small requests a rank and period,
 whatever the number of ranks. What ends a rank is written there as the verdict, which all others find with their
-next beat. A request over a link that is cut has no end, so a second thread notices where the store itself is silent.
+next beat; so is that one was asked to stop, since the others may wait for a shard and meet it nowhere. A request over a
+link that is cut has no end, so a second thread notices where the store itself is silent.
 
 A rank counts as silent after 0.6 of the timeout, so that all have ended when it is over. A rank that beats and does
 not come to a collective is found when the others' collective has timed out: each beat says where its thread is.
@@ -13,6 +14,7 @@ not come to a collective is found when the others' collective has timed out: eac
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import sys
@@ -44,6 +46,7 @@ class Watch:
     """Of this rank, over the others, from its making to `close`. Made by the thread that trains.
 
     on_end: called once, before this process ends for a verdict that another rank or a thread of this one has found.
+    asked_to_stop: is set here, and soon on all ranks, where anybody sets it on one.
     """
 
     def __init__(self, rank: int, world: int, timeout: timedelta, on_end: Callable[[Verdict], None]) -> None:
@@ -64,6 +67,7 @@ class Watch:
         self._lock = threading.Lock()  # the thread that trains asks the store as well
         self._ending, self._telling = threading.Lock(), threading.Lock()
         self._closed = threading.Event()
+        self.asked_to_stop = threading.Event()
         self._answered = time.monotonic()
         self._broken = False
         self._store.set(f"host/{rank}", socket.gethostname())
@@ -86,10 +90,19 @@ class Watch:
 
     def ask(self, key: str) -> str:
         """What another rank tells under this key, waited for as long as that rank beats."""
+        told = self.hear(key, math.inf)
+        assert told is not None
+        return told
+
+    def hear(self, key: str, seconds: float) -> str | None:
+        """The same, or None where it has not been told in so many seconds."""
+        until = time.monotonic() + seconds
         while True:
             with self._lock:
                 if self._store.check([f"told/{key}"]):
                     return str(self._store.get(f"told/{key}").decode())
+            if time.monotonic() > until:
+                return None
             time.sleep(min(0.2, self.period))
 
     def meet(self, name: str) -> None:
@@ -172,6 +185,7 @@ class Watch:
                 verdict = self._verdict()
                 if verdict is not None:
                     self.end_process(verdict, mine=False)
+                self._share_stop()
                 beat = self._beats([followed])[followed][0]
                 self._answered = time.monotonic()
                 if beat != heard:
@@ -195,6 +209,13 @@ class Watch:
     def _beat(self, number: int) -> None:
         with self._lock:
             self._store.set(f"beat/{self.rank}", json.dumps([str(number), self._busy_at()]))
+
+    def _share_stop(self) -> None:
+        with self._lock:
+            if self.asked_to_stop.is_set():
+                self._store.set("stop", "asked")
+            elif self._store.check(["stop"]):
+                self.asked_to_stop.set()
 
     def _beats(self, ranks: list[int] | None = None) -> dict[int, list[str]]:
         """rank -> (number of the last beat, what it is busy with, empty where it waits for others)."""

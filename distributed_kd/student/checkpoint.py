@@ -17,6 +17,7 @@ DeepSpeed goes back to torch.save. What takes long is the way to the bucket, and
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,12 +75,12 @@ class Checkpoints:
         firsts = sorted(set(_of_ranks(self._sharing[0])))
         self._uploads = None if bucket is None else Uploads(bucket, watch, name, firsts)
 
-    def save(self, engine: Any, step: int, metrics: list[dict[str, Any]]) -> None:
+    def save(self, engine: Any, step: int, metrics: list[dict[str, Any]], seconds: float = math.inf) -> None:
         """Afterwards it is complete on the hosts' disks, and on its way to the bucket; those not kept are gone.
 
-        Waits for what is on its way already. Raises `WorkError`.
+        Waits for what is on its way already, so many seconds at most. Raises `WorkError`.
         """
-        self.wait()
+        self.wait(seconds)
         tag = tag_of(step)
         if self._is_first:  # of a run that was begun again before this step
             for name in (f"{tag}.json", tag, f"{tag}.universal"):
@@ -96,10 +97,10 @@ class Checkpoints:
         if self._uploads is not None:
             self._uploads.begin(self._folder, tag, list(own), lambda bucket: self._complete(bucket, marker))
 
-    def wait(self) -> None:
-        """Returns once nothing is on its way to the bucket, whether it got there or not."""
+    def wait(self, seconds: float = math.inf) -> None:
+        """Returns once nothing is on its way to the bucket, whether it got there or not, or after so many seconds."""
         if self._uploads is not None:
-            self._uploads.wait()
+            self._uploads.wait(seconds)
 
     def find(self, engine_config: dict[str, Any]) -> Found | None:
         """The newest complete one that all hosts have or can have; before the engine is made of this config.

@@ -24,6 +24,7 @@ import torch
 
 from distributed_kd.corpus.sequences import Sequence
 from distributed_kd.errors import Stopped, WorkError
+from distributed_kd.launch.stop import before_the_first_step
 from distributed_kd.recipe import Objective, Trainer
 from distributed_kd.store.manifest import peak_memory_bytes
 from distributed_kd.student.checkpoint import Checkpoints
@@ -34,6 +35,8 @@ from distributed_kd.student.stream import MicroBatch, Stream
 _NAMED = 8  # sequences in an error's line
 _RECENT = 50  # steps whose median loss a spike is measured by
 _FEWEST = 10
+# For an upload before the last checkpoint and for its own, of the 30 that a training has which is asked to stop.
+_UPLOAD_SECONDS = 8.0
 
 
 def train(
@@ -51,21 +54,28 @@ def train(
 ) -> None:
     """Takes the optimizer steps of `steps`, adding one mapping to `metrics` for each.
 
-    `data_wait` is the share of a step's time in which this rank waited for the cache. Raises `Stopped` on all ranks,
-    with a checkpoint, after the step in which any of them was asked to stop. held_out: what `trainer.evaluate_every`
-    looks at, None where it looks at nothing. work: what `flop_utilisation` counts with; without it a line has none.
-    meet: returns once all ranks call it with that name, after however long; needed where `trainer.follow`, since a rank
-    may wait for a shard longer than a collective waits for a rank.
+    `data_wait` is the share of a step's time in which the rank that waited longest waited for the cache. Raises
+    `Stopped` on all ranks, with a checkpoint, before the step at which any of them is asked to stop, also while it
+    waits for its batch: `is_asked_to_stop` is true on all ranks soon after it is on one. held_out: what
+    `trainer.evaluate_every` looks at, None where it looks at nothing. work: what `flop_utilisation` counts with;
+    without it a line has none. meet: returns once all ranks call it with that name, after however long; needed where
+    `trainer.follow`, since a rank may wait for a shard longer than a collective waits for a rank.
     """
-    with closing(stream.steps(steps.start, steps.stop)) as batches:
+    saved = steps.start
+    with closing(stream.steps(steps.start, steps.stop, is_asked_to_stop)) as batches:
         for step in steps:
             _seed(trainer.seed, step)
             begun = time.monotonic()
-            some_wait = meet is not None and _sum_over_ranks([float(not batches.is_ready())], engine.device)[0] > 0.0
-            micro_batches = next(batches)
+            some_wait = meet is not None and _over_ranks([float(not batches.is_ready())], engine.device)[0] > 0.0
+            micro_batches = next(batches, None)
             if meet is not None and some_wait:
                 meet(f"step {step}")
-            waited = time.monotonic() - begun
+            is_last = micro_batches is None or is_asked_to_stop()
+            waited, some_stop = _over_ranks(
+                [time.monotonic() - begun, float(is_last)], engine.device, torch.distributed.ReduceOp.MAX
+            )
+            if some_stop or micro_batches is None:
+                _stop(engine, step, steps.start, saved, metrics, checkpoints)
             line = take_step(engine, micro_batches, _ceiling(trainer, metrics))
             if not math.isfinite(line["gradient_norm"]) and trainer.precision != "float16":
                 _refuse(step, f"the gradient's norm is {line['gradient_norm']}", micro_batches, "took it")
@@ -79,14 +89,20 @@ def train(
             if held_out and done % trainer.evaluate_every == 0:
                 metrics[-1]["held_out_loss"] = held_out_loss(engine, held_out)
             report(metrics)
-            if done == steps.stop:
-                return
-            is_last = _sum_over_ranks([float(is_asked_to_stop())], engine.device)[0] > 0.0
-            if is_last or (trainer.checkpoint_every and done % trainer.checkpoint_every == 0):
+            if trainer.checkpoint_every and done % trainer.checkpoint_every == 0 and done < steps.stop:
                 checkpoints.save(engine, done, metrics)
-            if is_last:
-                checkpoints.wait()
-                raise Stopped(f"stopped after step {step}, which is saved; the same command goes on from there")
+                saved = done
+
+
+def _stop(
+    engine: Any, done: int, first: int, saved: int, metrics: list[dict[str, Any]], checkpoints: Checkpoints
+) -> NoReturn:
+    if done == first:
+        raise before_the_first_step()
+    if done > saved:
+        checkpoints.save(engine, done, metrics, _UPLOAD_SECONDS)
+    checkpoints.wait(_UPLOAD_SECONDS)
+    raise Stopped(f"stopped after step {done - 1}, which is saved; the same command goes on from there")
 
 
 def _seed(seed: int, step: int) -> None:
@@ -117,9 +133,7 @@ def take_step(engine: Any, micro_batches: list[MicroBatch], ceiling: float = mat
         (float(len(one.targets)), one.targets.total_weight, one.targets.labelled_weight, float(one.present.sum()))
         for one in micro_batches
     ]
-    positions, weight, labelled, tokens = _sum_over_ranks(
-        [sum(values) for values in zip(*own, strict=True)], engine.device
-    )
+    positions, weight, labelled, tokens = _over_ranks([sum(values) for values in zip(*own, strict=True)], engine.device)
     weight = weight or 1.0  # nothing to learn from: the loss is zero
     learning_rate = engine.get_lr()[0]
     scale = torch.distributed.get_world_size() * len(micro_batches) / weight
@@ -129,7 +143,7 @@ def take_step(engine: Any, micro_batches: list[MicroBatch], ceiling: float = mat
         engine.backward(loss)
         found.append(torch.stack(engine.module.last_loss[1:]).tolist())
         if place == len(micro_batches):
-            totals = _sum_over_ranks([sum(values) for values in zip(*found, strict=True)], engine.device)
+            totals = _over_ranks([sum(values) for values in zip(*found, strict=True)], engine.device)
             cross_entropy, divergence, tail, cosine = (total / weight for total in totals)
             loss_value = _loss_of(engine.module.objective, cross_entropy, divergence, cosine)
             if not math.isfinite(loss_value):
@@ -189,9 +203,9 @@ def _memory_peak(device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory_bytes()
 
 
-def _sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
+def _over_ranks(values: list[float], device: torch.device, kind: Any = torch.distributed.ReduceOp.SUM) -> list[float]:
     if torch.distributed.get_world_size() == 1:
         return values  # a collective of one is still a wait for another thread, which small steps feel
     total = torch.tensor(values, dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(total)
+    torch.distributed.all_reduce(total, kind)
     return total.tolist()

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -36,6 +36,8 @@ from distributed_kd.student.position_weights import PositionWeights
 from distributed_kd.student.shard_tables import ShardTables
 
 _AHEAD = 2
+_LOOK_SECONDS = 0.2
+_CLOSE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -136,11 +138,11 @@ class TrainingRows(Protocol):
 class Batches:
     """For each step this rank's micro-batches, read ahead by a thread until `close`.
 
-    An error of that thread is raised where its step is due.
+    An error of that thread is raised where its step is due. They end early where `is_asked_to_stop`, a wait included.
     """
 
-    def __init__(self, stream: Stream, steps: range) -> None:
-        self._stream, self._steps = stream, steps
+    def __init__(self, stream: Stream, steps: range, is_asked_to_stop: Callable[[], bool]) -> None:
+        self._stream, self._steps, self._is_asked_to_stop = stream, steps, is_asked_to_stop
         self._taken = 0
         self._ready: queue.Queue[list[MicroBatch] | BaseException] = queue.Queue(_AHEAD)
         self._closed = threading.Event()
@@ -153,7 +155,12 @@ class Batches:
     def __next__(self) -> list[MicroBatch]:
         if self._taken == len(self._steps):
             raise StopIteration
-        item = self._ready.get()
+        item = None
+        while item is None:
+            if self._is_asked_to_stop():
+                raise StopIteration
+            with suppress(queue.Empty):
+                item = self._ready.get(timeout=_LOOK_SECONDS)
         if isinstance(item, BaseException):
             raise item
         self._taken += 1
@@ -166,7 +173,7 @@ class Batches:
     def close(self) -> None:
         self._closed.set()
         self._stream.cache.give_up()
-        self._thread.join()
+        self._thread.join(_CLOSE_SECONDS)  # a store that does not answer holds up nobody who is to end
 
     def _read(self) -> None:
         try:
@@ -205,8 +212,8 @@ class Stream:
         self.micro_batch, self.temperature = micro_batch, temperature
         self.weighting, self.sequences, self.disk = weighting, sequences, disk
 
-    def steps(self, first_step: int, end_step: int) -> Batches:
-        return Batches(self, range(first_step, end_step))
+    def steps(self, first_step: int, end_step: int, is_asked_to_stop: Callable[[], bool] = lambda: False) -> Batches:
+        return Batches(self, range(first_step, end_step), is_asked_to_stop)
 
     def read(self, steps: range) -> Generator[list[MicroBatch]]:
         """What `steps` reads, in the thread that asks."""

@@ -12,6 +12,7 @@ import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import NoReturn
 
 from distributed_kd import console
 from distributed_kd.cache.manifest import imported_from_of, made_from_of
@@ -23,6 +24,7 @@ from distributed_kd.launch.group import joined_ranks, print_line
 from distributed_kd.launch.processors import use_processors
 from distributed_kd.launch.rank import is_first, take_place
 from distributed_kd.launch.ranks import Notes, shown
+from distributed_kd.launch.stop import before_the_first_step, on_stop
 from distributed_kd.models.config import hidden_size, load_config, longest_sequence, refuse_other_task, vocabulary_size
 from distributed_kd.models.locate import cache_folder
 from distributed_kd.models.tokenizer import inputs_sha256
@@ -52,9 +54,14 @@ def train(recipe: Recipe) -> None:
         _train_as_rank(recipe, world)
         return
     ranks = _ranks(recipe.trainer)
-    for arm in _arms(recipe):
-        if _is_due(recipe, arm, ranks):
-            _launch(recipe, arm, ranks)
+    with on_stop(_stop):
+        for arm in _arms(recipe):
+            if _is_due(recipe, arm, ranks):
+                _launch(recipe, arm, ranks)
+
+
+def _stop(number: int) -> NoReturn:
+    raise before_the_first_step()
 
 
 def _launch(recipe: Recipe, arm: str, ranks: int) -> None:

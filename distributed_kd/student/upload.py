@@ -1,4 +1,5 @@
-"""Checkpoints on their way to a bucket, in the background: training goes on meanwhile, and one is on its way at most.
+"""Checkpoints on their way to a bucket, in the background: training goes on meanwhile, and one is on its way at most
+(two where a training that is asked to stop does not wait for the one before).
 
 The first rank of each host uploads what its host's ranks have written, and tells rank 0, which puts the marker when all
 have. They tell one another through the watch's store and not in a collective: training has those, in its own thread and
@@ -35,11 +36,17 @@ class Uploads:
             arguments = (folder, tag, files, complete)
             threading.Thread(target=self._upload, args=arguments, name="dkd-upload", daemon=True).start()
 
-    def wait(self) -> None:
-        """Returns once nothing is on its way, however long that takes. All ranks call it."""
-        if self._on_its_way is not None:
-            self._watch.ask(self._key(self._on_its_way))
-            self._on_its_way = None
+    def wait(self, seconds: float) -> None:
+        """Returns once nothing is on its way, or after so many seconds with a line. All ranks call it."""
+        if self._on_its_way is None:
+            return
+        told = self._watch.hear(self._key(self._on_its_way), seconds)
+        if told is None and self._watch.rank == 0:
+            console.say(
+                f"train: checkpoint {self._on_its_way} is not in {self._store.uri} after {seconds:g} more s, and is no "
+                "longer waited for; it is on the disks of its hosts"
+            )
+        self._on_its_way = None
 
     def _upload(self, folder: Path, tag: str, files: list[str], complete: Callable[[Store], None]) -> None:
         def put() -> None:

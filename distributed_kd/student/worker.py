@@ -23,8 +23,8 @@ from distributed_kd.cache.manifest import store_of
 from distributed_kd.corpus.sequences import Sequences
 from distributed_kd.errors import DkdError
 from distributed_kd.launch.group import joined_ranks, print_line
-from distributed_kd.launch.ranks import Notes, carried
-from distributed_kd.launch.stop import stop_asked
+from distributed_kd.launch.ranks import Notes, carried, stop_heard
+from distributed_kd.launch.stop import after_the_last_step, on_stop
 from distributed_kd.launch.watch import Verdict, Watch
 from distributed_kd.models.locate import cache_folder
 from distributed_kd.recipe import Recipe, parse
@@ -52,8 +52,19 @@ from distributed_kd.student.trackers import Tracking
 def run(recipe: Recipe, arm: str, notes: Path, begun: float, watch: Watch) -> None:
     """Trains one arm and writes its artifact, all ranks of the process group together; rank 0 is the last to return.
 
-    `begun` is when it was launched, in Unix time.
+    `begun` is when it was launched, in Unix time. Raises `Stopped` where any rank is asked to stop meanwhile: before
+    the first step, between two, or when all is written.
     """
+    with on_stop(lambda _: watch.asked_to_stop.set()):
+        _run(recipe, arm, notes, begun, watch)
+        watch.meet(f"{arm} written")
+        if watch.rank == 0:
+            watch.tell(f"{arm} stop", str(watch.asked_to_stop.is_set()))
+        if watch.ask(f"{arm} stop") == str(True):
+            raise after_the_last_step(arm)
+
+
+def _run(recipe: Recipe, arm: str, notes: Path, begun: float, watch: Watch) -> None:
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     recipe = artifact.arm_recipe(recipe, arm)
     workdir = Store(recipe.workdir)
@@ -91,7 +102,8 @@ def run(recipe: Recipe, arm: str, notes: Path, begun: float, watch: Watch) -> No
     if recipe.trainer.evaluate_every:
         held_out = held_out_sequences(sequences, recipe.trainer.evaluate_sequences)
     work = work_of(parameters, trained, engine.device)
-    with tracking or nullcontext(), stop_asked() as asked:
+    asked = watch.asked_to_stop.is_set
+    with tracking or nullcontext():
         todo = range(resumed, steps)
         meet = watch.meet if recipe.trainer.follow else None
         loop.train(engine, stream, recipe.trainer, todo, metrics, checkpoints, report, asked, held_out, work, meet)
@@ -183,6 +195,7 @@ def work(notes_uri: str) -> None:
         joined_ranks(recipe.trainer.timeout_minutes, tell, debug=True) as watch,
         tempfile.TemporaryDirectory(prefix="dkd-rank-") as own,
         carried(Path(own), notes),
+        stop_heard(notes, watch.asked_to_stop) if rank == 0 else nullcontext(),
     ):
         run(recipe, spec.arm, Path(own), spec.begun, watch)
 

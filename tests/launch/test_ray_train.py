@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -107,6 +110,24 @@ def test_what_a_worker_refuses_is_one_line_and_is_not_tried_again(cluster: str, 
     assert driver.returncode == 2, said
     lines = [line for line in said.splitlines() if line.startswith("dkd: ")]
     assert len(lines) == 1 and f"{shard} is damaged" in lines[0], said
+
+
+def test_a_driver_that_is_asked_to_stop_saves_the_step_and_goes_on_from_there(
+    cluster: str, recipe: Path, tmp_path: Path
+) -> None:
+    checkpoints = tmp_path / "work" / "student" / "checkpoints"
+    driver = start(recipe, cluster, "trainer.steps=5000", "trainer.checkpoint_every=0")
+    until(lambda: (tmp_path / "work" / "student" / "launch" / "progress.json").exists() or driver.poll(), "a step")
+    begun = time.monotonic()
+    driver.send_signal(signal.SIGTERM)
+    said = driver.communicate(timeout=60)[1]
+    seconds = time.monotonic() - begun
+    assert driver.returncode == 0, said
+    stopped = re.search(r"dkd: stopped after step (\d+), which is saved; the same command goes on from there", said)
+    assert stopped is not None, said
+    assert [path.stem for path in checkpoints.glob("step-*.json")] == [f"step-{int(stopped[1]) + 1:08d}"]
+    print(f"stopped after {seconds:.1f} s")
+    assert seconds < 30.0
 
 
 @pytest.mark.long

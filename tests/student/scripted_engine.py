@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import torch
@@ -55,6 +55,6 @@ def one_position(step: int) -> MicroBatch:
 class Batches:
     """One micro-batch of one position a step."""
 
-    def steps(self, first: int, end: int) -> Iterator[list[MicroBatch]]:
+    def steps(self, first: int, end: int, is_asked_to_stop: Callable[[], bool]) -> Iterator[list[MicroBatch]]:
         for step in range(first, end):
             yield [one_position(step)]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -142,6 +145,30 @@ def test_hosts_with_disks_of_their_own_agree_on_a_checkpoint(
     read = [name.partition("/")[2] for name in read_from(proxy)]
     assert read and all("zero_pp_rank_1" in name or name == COMMON for name in read)
     assert export_of(work) == export_of(whole)
+
+
+def test_a_stop_does_not_wait_for_a_bucket_that_does_not_answer(start: Start, proxy: FaultyProxy) -> None:
+    """An upload hangs; the last step is saved on the disks all the same, and a line says where it is not."""
+    proxy.faults = [Fault("stopped put", "PUT", "checkpoints/", times=1000)]
+    work = "s3://bucket/hanging"
+    ranks = start(work, checkpoint_every=STEPS // 2, steps=10 * STEPS)
+    until(lambda: ranks.steps() > STEPS // 2 or not ranks.is_running(), "steps after a checkpoint")
+    assert ranks.is_running(), ranks.said()
+    for process in ranks.processes:
+        os.kill(process.pid or 0, signal.SIGTERM)
+    begun = time.monotonic()
+    ranks.wait()
+    assert time.monotonic() - begun < 30.0
+    stopped = re.search(r"dkd: stopped after step (\d+), which is saved", ranks.said())
+    assert stopped is not None, ranks.said()
+    last = int(stopped[1]) + 1
+    assert f"checkpoint {tag_of(last)} is not in {work}/student/checkpoints after 8 more s" in ranks.said()
+    assert Store(f"{work}/student/checkpoints").list("") == []
+    proxy.faults = []
+    ranks = start(work, checkpoint_every=0, steps=10 * STEPS)
+    until(lambda: ranks.steps() > 0 or not ranks.is_running(), "a step")
+    ranks.kill()
+    assert ranks.steps() > last, ranks.said()
 
 
 def test_a_bucket_that_takes_no_checkpoints_is_a_line_and_training_goes_on(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,8 @@ def test_peaks_by_the_names_that_devices_have(name: str, peak: float | None) -> 
 class Batches(scripted_engine.Batches):
     """Rows of 5 tokens, 2 of which are padding."""
 
-    def steps(self, first: int, end: int) -> Iterator[list[MicroBatch]]:
-        for micro_batches in super().steps(first, end):
+    def steps(self, first: int, end: int, is_asked_to_stop: Callable[[], bool]) -> Iterator[list[MicroBatch]]:
+        for micro_batches in super().steps(first, end, is_asked_to_stop):
             yield [replace(batch, present=torch.arange(5)[None] < 3) for batch in micro_batches]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -26,12 +27,19 @@ from distributed_kd.student.stream import Stream
 from tests.cache.caches import TEMPERATURES, make_cache
 from tests.commands import ROOT, dkd, said, write_recipe
 from tests.disturbed import until
+from tests.ranks import Ranks
 
 
-def ids_of(opened: Any, steps: int) -> list[int]:
+def ids_of(opened: Any, steps: int, taken: threading.Event | None = None) -> list[int]:
+    """taken: is set once the first batch has come."""
     order = GlobalOrder(opened.manifest.fingerprint, 0, opened.entries.rows, 4)
     stream = Stream(opened, order, rank=0, world=1, micro_batch=4, temperature=TEMPERATURES[0])
-    return [one for batches in stream.steps(0, steps) for batch in batches for one in batch.sequence_ids]
+    found = []
+    for batches in stream.steps(0, steps):
+        found += [one for batch in batches for one in batch.sequence_ids]
+        if taken is not None:
+            taken.set()
+    return found
 
 
 @pytest.fixture
@@ -58,10 +66,13 @@ def test_shards_are_waited_for_and_come_in_the_order_of_the_finished_cache(
     wanted = order.first_uses().tolist()
     assert sorted(wanted) == list(range(5))
     when: list[int] = []
+    taken = threading.Event()
 
     def captured() -> None:
         for shard in wanted:
             time.sleep(0.05)
+            if shard == wanted[-1]:
+                assert taken.wait(60.0), "no batch came before the capture's end"
             when.append(shard)
             name = f"{shard:08d}.json"
             (waiting / name).rename(Path(store.uri) / RECEIPTS / name)
@@ -70,7 +81,7 @@ def test_shards_are_waited_for_and_come_in_the_order_of_the_finished_cache(
     assert isinstance(opened, FollowedCache)
     thread = threading.Thread(target=captured)
     thread.start()
-    assert ids_of(opened, 10) == ids_of(whole, 10)
+    assert ids_of(opened, 10, taken) == ids_of(whole, 10)
     thread.join()
     assert when == wanted
 
@@ -141,18 +152,11 @@ def test_training_beside_the_capture_ends_with_the_weights_of_training_after_it(
     assert len(waits) == 60
 
 
-@pytest.mark.slow
-def test_a_rank_may_wait_for_its_shard_longer_than_ranks_wait_for_one_another(
-    prepared_recipe: dict[str, Any], tmp_path: Path
-) -> None:
-    """One shard of the first batch is held back for three times `timeout_minutes`: one rank waits, the other has its
-    rows."""
-    data = prepared_recipe | {"workdir": str(tmp_path / "work")}
-    data["trainer"] = data["trainer"] | {
-        "follow": True, "processes": 2, "micro_batch": 1, "steps": 3, "timeout_minutes": 0.1,
-    }  # fmt: skip
-    shutil.copytree(prepared_recipe["workdir"], data["workdir"])
-    recipe = write_recipe(tmp_path, data)
+def held_back(prepared: dict[str, Any], folder: Path, **trainer: Any) -> tuple[dict[str, Any], Path]:
+    """A recipe whose rank 1 of two waits for a shard of its first batch, and the receipt's place; it is folder/held."""
+    data = prepared | {"workdir": str(folder / "work")}
+    data["trainer"] = data["trainer"] | {"follow": True, "processes": 2, "micro_batch": 1, "steps": 3} | trainer
+    shutil.copytree(prepared["workdir"], data["workdir"])
     whole = cache.open(f"{data['workdir']}/cache")
     order = GlobalOrder(whole.manifest.fingerprint, 0, whole.entries.rows, data["trainer"]["global_batch"])
     of_ranks = [set(whole.entries.places_of(order.rank_batch(0, rank, 2)).tolist()) for rank in range(2)]
@@ -162,8 +166,33 @@ def test_a_rank_may_wait_for_its_shard_longer_than_ranks_wait_for_one_another(
     assert manifest is not None
     manifest.model_copy(update={"index": None, "bytes_by_part": None, "mean_kept_mass": None}).put(store)
     receipt = Path(store.uri) / RECEIPTS / f"{int(whole.entries.shard[held]):08d}.json"
-    receipt.rename(tmp_path / "held")
+    receipt.rename(folder / "held")
+    return data, receipt
 
+
+@pytest.mark.slow
+def test_a_stop_does_not_wait_for_a_shard(prepared_recipe: dict[str, Any], tmp_path: Path) -> None:
+    """The signal is sent to the rank that has its batch, while the other waits."""
+    data, _ = held_back(prepared_recipe, tmp_path)
+    ranks = Ranks(data, tmp_path / "run", 2)
+    until((Path(data["workdir"]) / "student" / "tensorboard").exists, "the first step's turn")
+    time.sleep(3.0)
+    assert ranks.is_running(), ranks.said()
+    os.kill(ranks.processes[0].pid or 0, signal.SIGUSR1)
+    begun = time.monotonic()
+    ranks.wait()
+    assert time.monotonic() - begun < 30.0
+    assert "dkd: stopped before the first step of this run; the same command goes on from there" in ranks.said()
+
+
+@pytest.mark.slow
+def test_a_rank_may_wait_for_its_shard_longer_than_ranks_wait_for_one_another(
+    prepared_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    """One shard of the first batch is held back for three times `timeout_minutes`: one rank waits, the other has its
+    rows."""
+    data, receipt = held_back(prepared_recipe, tmp_path, timeout_minutes=0.1)
+    recipe = write_recipe(tmp_path, data)
     training = subprocess.Popen(
         [sys.executable, "-m", "distributed_kd.cli", "train", str(recipe)],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,17 +33,22 @@ class Notes:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def save(self, engine: Any, done: int, metrics: list[dict[str, Any]]) -> None:
+    def save(self, engine: Any, done: int, metrics: list[dict[str, Any]], seconds: float = math.inf) -> None:
         self.lines.append(f"saved {done} of {len(metrics)}")
 
-    def wait(self) -> None:
+    def wait(self, seconds: float) -> None:
         self.lines.append("waited")
 
 
 def trained(
-    steps: range, metrics: list[dict[str, Any]] | None = None, stop_in: int | None = None, **said: Any
+    steps: range,
+    metrics: list[dict[str, Any]] | None = None,
+    stop_in: int | None = None,
+    asked: threading.Event | None = None,
+    **said: Any,
 ) -> tuple[ScriptedEngine, list[dict[str, Any]], list[str]]:
-    """(the engine, metrics, what was done); `stop_in`: the step in which it is asked to stop."""
+    """(the engine, metrics, what was done); `stop_in`: the step in which it is asked to stop, by setting `asked`."""
+    asked = asked or threading.Event()
     engine, notes = ScriptedEngine([2.0] * steps.stop, {}, steps.start), Notes()
     metrics = [] if metrics is None else metrics
     loop_said = {name: said.pop(name) for name in ("held_out", "work", "meet") if name in said}
@@ -51,11 +57,13 @@ def trained(
 
     def report(lines: list[dict[str, Any]]) -> None:
         notes.lines.append(f"reported {len(lines)}")
+        if lines[-1]["step"] == stop_in:
+            asked.set()
 
     try:
         loop.train(
             engine, stream, trainer, steps, metrics, notes, report,  # type: ignore[arg-type]
-            lambda: stop_in is not None and metrics[-1]["step"] >= stop_in, **loop_said,
+            asked.is_set, **loop_said,
         )  # fmt: skip
     except Stopped as stopped:
         notes.lines.append(str(stopped))
@@ -89,8 +97,13 @@ def test_a_stop_is_saved_once_and_said() -> None:
     after_3 = "stopped after step 3, which is saved; the same command goes on from there"
     assert trained(range(STEPS), stop_in=3, checkpoint_every=4)[2][-3:] == ["saved 4 of 4", "waited", after_3]
     assert trained(range(STEPS), stop_in=3)[2][-3:] == ["saved 4 of 4", "waited", after_3]
-    # In the last step there is nothing left to stop.
+    # In the last step there is nothing left to stop, and before the first nothing to save.
     assert trained(range(STEPS), stop_in=STEPS - 1)[2][-1] == f"reported {STEPS}"
+    asked = threading.Event()
+    asked.set()
+    begun, _, done = trained(range(2, STEPS), metrics=[], asked=asked)
+    assert done == ["stopped before the first step of this run; the same command goes on from there"]
+    assert begun.global_steps == 2
 
 
 def test_one_rank_that_is_asked_to_stop_stops_them_all_and_each_draws_its_own() -> None:
@@ -103,6 +116,47 @@ def test_one_rank_that_is_asked_to_stop_stops_them_all_and_each_draws_its_own() 
         "saved 3 of 3", "waited", "stopped after step 2, which is saved; the same command goes on from there"
     ]  # fmt: skip
     assert not {*one} & {*other}
+
+
+class Withheld(Batches):
+    """A rank's batch of one step never comes: its store does not answer."""
+
+    def __init__(self, step: int | None) -> None:
+        self.step, self.asked, self.taken = step, lambda: False, 0
+
+    def steps(self, first: int, end: int, is_asked_to_stop: Callable[[], bool]) -> Withheld:  # type: ignore[override]
+        self.asked = is_asked_to_stop
+        return self
+
+    def is_ready(self) -> bool:
+        return self.taken != self.step
+
+    def __next__(self) -> list[MicroBatch]:
+        while self.taken == self.step:
+            if self.asked():
+                raise StopIteration
+            time.sleep(0.01)
+        self.taken += 1
+        return [one_position(self.taken - 1)]
+
+    def close(self) -> None:
+        return
+
+
+@pytest.mark.parametrize("follow", [False, True])
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_stop_is_heard_by_a_rank_that_waits_for_its_batch_whichever_rank_is_asked(asked: int, follow: bool) -> None:
+    """Rank 1 waits in step 4 for good; both save what step 3 has made."""
+
+    def deed(watch: Watch) -> tuple[list[str], int]:
+        engine, _, done = trained(
+            range(STEPS), stop_in=3 if watch.rank == asked else None, asked=watch.asked_to_stop, global_batch=2,
+            stream=Withheld(4 if watch.rank else None), meet=watch.meet if follow else None,
+        )  # fmt: skip
+        return done[-3:], engine.global_steps
+
+    last = ["saved 4 of 4", "waited", "stopped after step 3, which is saved; the same command goes on from there"]
+    assert in_ranks(2, deed) == [(last, 4)] * 2
 
 
 @pytest.mark.usefixtures("one_rank")
@@ -119,7 +173,7 @@ class Late:
     def __init__(self, ready: tuple[int, ...] = ()) -> None:
         self.ready = ready
 
-    def steps(self, first: int, end: int) -> LateBatches:
+    def steps(self, first: int, end: int, is_asked_to_stop: Callable[[], bool]) -> LateBatches:
         return LateBatches(self, first, end)
 
 
@@ -150,6 +204,16 @@ def test_the_wait_for_the_cache_is_a_share_of_the_step_and_the_stream_is_closed(
         # One token in the whole of the step.
         assert line["flop_utilisation"] == pytest.approx(1000 / (waited + line["seconds"]) / 100.0)
     assert "flop_utilisation" not in trained(range(1))[1][0]
+
+
+def test_the_wait_is_that_of_the_rank_which_waited_longest() -> None:
+    def deed(watch: Watch) -> list[tuple[float, float]]:
+        _, metrics, _ = trained(range(3), stream=Late() if watch.rank else Batches(), global_batch=2)
+        return [(line["data_wait"] * line["seconds"] / (1.0 - line["data_wait"]), line["seconds"]) for line in metrics]
+
+    for lines in in_ranks(2, deed):
+        for waited, seconds in lines:
+            assert waited >= 0.1 > seconds
 
 
 def test_ranks_meet_before_a_step_for_which_one_of_them_waits() -> None:

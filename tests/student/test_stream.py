@@ -4,6 +4,7 @@ A rank's share of a batch is one slice of the order; which of its rows share a m
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -134,6 +135,24 @@ def test_a_run_that_goes_on_in_other_worlds_gets_the_lists_of_one_that_did_not(
         for rank in ranks:
             rank.close()  # type: ignore[attr-defined]
     assert found == whole
+
+
+def test_who_is_asked_to_stop_waits_no_longer_for_a_store_that_does_not_answer(
+    opened: LogitCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_CLOSE_SECONDS", 0.1)
+    answers, asked = threading.Event(), threading.Event()
+    stream = rank_stream(opened)
+    fetch = stream._fetch
+    monkeypatch.setattr(stream, "_fetch", lambda place: (answers.wait(), fetch(place))[1])
+    batches = stream.steps(0, STEPS, asked.is_set)
+    threading.Timer(0.2, asked.set).start()
+    begun = time.monotonic()
+    assert next(batches, None) is None
+    batches.close()
+    assert time.monotonic() - begun < 10.0
+    answers.set()
+    batches._thread.join()
 
 
 def test_micro_batches_are_of_rows_of_like_length(opened: LogitCache, whole: list[list[int]]) -> None:
