@@ -18,16 +18,23 @@ _OURS = {
     "gradient_accumulation_steps": "trainer.global_batch and trainer.micro_batch",
     "gradient_clipping": "trainer.gradient_clipping",
     "scheduler": "trainer.schedule",
-    "bf16": "trainer.precision",
-    "fp16": "trainer.precision",
+    "optimizer.params.lr": "trainer.learning_rate",
+    "optimizer.params.weight_decay": "trainer.weight_decay",
+    **dict.fromkeys(("bf16", "bfloat16", "fp16", "amp", "torch_autocast"), "trainer.precision"),
 }
 
 
 def deepspeed_config(trainer: Trainer, world: int) -> dict[str, Any]:
     """The whole DeepSpeed configuration. Raises `RequestError` for what does not go with the rest of the recipe."""
     user = _user_config(trainer.deepspeed)
-    for key in sorted(_OURS.keys() & user.keys()):
-        raise RequestError(f"trainer.deepspeed says {key}; say it as {_OURS[key]} instead")
+    for key, own in _OURS.items():
+        if _said(user, key) is not None:
+            raise RequestError(f"trainer.deepspeed says {key}; say it as {own} instead")
+    optimizer = _said(user, "optimizer.type")
+    if optimizer not in (None, "AdamW"):
+        raise RequestError(
+            f"trainer.deepspeed says optimizer.type {optimizer}; students are trained by AdamW, leave it out"
+        )
     config: dict[str, Any] = {
         "train_batch_size": trainer.global_batch,
         "train_micro_batch_size_per_gpu": trainer.micro_batch,
@@ -108,6 +115,13 @@ def _user_config(given: dict[str, Any] | str) -> dict[str, Any]:
     except (OSError, json.JSONDecodeError) as error:
         raise RequestError(f"trainer.deepspeed {given} is not a JSON file that can be read: {error}") from error
     return _without_auto(config)
+
+
+def _said(config: Any, key: str) -> Any:
+    """The value at `section.key`, None where there is none."""
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
+    return config
 
 
 def _without_auto(config: dict[str, Any]) -> dict[str, Any]:

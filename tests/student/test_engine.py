@@ -11,6 +11,7 @@ import pytest
 from distributed_kd.errors import RequestError
 from distributed_kd.launch.hostfile import slots
 from distributed_kd.recipe import Trainer
+from distributed_kd.student import engine
 from distributed_kd.student.build import which_layers
 from distributed_kd.student.engine import deepspeed_config, learning_rate_schedule, zero_stage
 from tests.commands import ROOT
@@ -45,10 +46,38 @@ def test_the_users_json_is_merged_and_auto_is_left_to_us(tmp_path: Path) -> None
     assert config["optimizer"]["params"]["lr"] == trainer().learning_rate
 
 
-@pytest.mark.parametrize("key", ["train_batch_size", "gradient_clipping", "fp16"])
-def test_what_the_recipe_says_already_is_refused(key: str) -> None:
-    with pytest.raises(RequestError, match=f"trainer.deepspeed says {key}; say it as trainer"):
-        deepspeed_config(trainer(deepspeed={key: 3}), world=1)
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("train_batch_size", 3), ("train_micro_batch_size_per_gpu", 3), ("gradient_accumulation_steps", 3),
+        ("gradient_clipping", 0.0), ("scheduler", {"type": "WarmupLR"}), ("optimizer.params.lr", 0.0),
+        ("optimizer.params.weight_decay", 0.0),
+        *((name, {"enabled": False}) for name in ("bf16", "bfloat16", "fp16", "amp", "torch_autocast")),
+    ],
+)  # fmt: skip
+def test_what_the_recipe_says_already_is_refused_wherever_it_is_said(key: str, said: Any, tmp_path: Path) -> None:
+    given = said
+    for part in reversed(key.split(".")):
+        given = {part: given}
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(given))
+    own = engine._OURS[key].split(" and ")[0].removeprefix("trainer.")
+    assert own in Trainer.model_fields
+    for deepspeed in (given, str(path)):
+        with pytest.raises(RequestError, match=f"trainer.deepspeed says {key}; say it as trainer.{own}"):
+            deepspeed_config(trainer(deepspeed=deepspeed), world=1)
+
+
+def test_every_key_that_is_ours_is_tried_above() -> None:
+    (parametrised,) = test_what_the_recipe_says_already_is_refused_wherever_it_is_said.pytestmark
+    assert {key for key, _ in parametrised.args[1]} == engine._OURS.keys()
+
+
+def test_another_optimizer_is_refused_by_its_name() -> None:
+    for name in ("Lamb", "Adam"):
+        with pytest.raises(RequestError, match=f"says optimizer.type {name}; students are trained by AdamW"):
+            deepspeed_config(trainer(deepspeed={"optimizer": {"type": name, "params": {"betas": [0.9, 0.95]}}}), 1)
+    deepspeed_config(trainer(deepspeed={"optimizer": {"type": "AdamW"}}), 1)
 
 
 def test_compiled_layers_do_not_gather_weights() -> None:
