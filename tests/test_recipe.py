@@ -5,13 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from distributed_kd.errors import RequestError
-from distributed_kd.recipe import dump, load, parse
+from distributed_kd.recipe import Objective, dump, load, parse
 
 MINIMAL: dict[str, Any] = {
     "name": "x",
@@ -148,10 +148,13 @@ def test_a_password_in_a_url_is_refused_and_not_told(key: str) -> None:
     assert "SECRET" not in str(caught.value)
 
 
-def test_a_divergence_that_drawn_targets_would_bias_is_refused_by_name() -> None:
+@pytest.mark.parametrize(
+    "divergence", sorted({*get_args(Objective.model_fields["divergence"].annotation)} - {"forward_kl"})
+)
+def test_a_divergence_that_drawn_targets_would_bias_is_refused_by_name(divergence: str) -> None:
     drawn = MINIMAL | {"targets": {"method": "sample", "draws": 9}}
-    with pytest.raises(RequestError, match=r"objective\.divergence reverse_kl is biased for targets that are drawn"):
-        parse(drawn | {"objective": {"divergence": "reverse_kl"}})
+    with pytest.raises(RequestError, match=rf"objective\.divergence {divergence} is biased for targets that are drawn"):
+        parse(drawn | {"objective": {"divergence": divergence}})
     assert parse(drawn).objective.divergence == "forward_kl"
 
 

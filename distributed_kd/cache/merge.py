@@ -156,7 +156,7 @@ def _new_manifest(members: list[LogitCache], weights: list[float], mean: str) ->
             "made_from": made_from, "fingerprint": fingerprint(made_from), "codec": codec,
             "teacher": ", ".join(teachers), "revision": None, "tokenizer_sha256": first.tokenizer_sha256,
             "vocabulary_size": vocabulary, "packing": first.packing,
-            "method": methods.pop() if methods in ({"full"}, {"sample"}) else "top_k",
+            "method": "sample" if "sample" in methods else "full" if methods == {"full"} else "top_k",
             "k": min(vocabulary, sum(manifest.k for manifest in manifests)),
             "temperatures": first.temperatures, "shards": first.shards, "index": None,
             "merge": Merge.model_validate({"mean": mean, "weights": weights, "members": prints}),

@@ -37,3 +37,16 @@ class Objective(Section):
     chunk: Positive | None = Field(
         None, description="positions whose logits exist at once; left out: what suits the device"
     )
+
+    def refuse_drawn_targets(self) -> None:
+        """Raises `ValueError` where targets that are drawn would bias what is minimised."""
+        if self.divergence != "forward_kl":
+            raise ValueError(
+                f"objective.divergence {self.divergence} is biased for targets that are drawn (method sample): only "
+                "forward_kl's gradient is right in the mean over draws; choose it, or method top_k"
+            )
+        if (self.confidence_exponent, self.entropy_share) != (0.0, 1.0):
+            raise ValueError(
+                "objective.confidence_exponent and entropy_share ask for the teacher's probabilities, which drawn "
+                "targets (method sample) only estimate; leave them out, or choose method top_k"
+            )

@@ -71,12 +71,9 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _divergence_is_right_in_the_mean(self) -> Recipe:
-        if self.targets.method == "sample" and self.objective.divergence != "forward_kl":
-            raise ValueError(
-                f"objective.divergence {self.objective.divergence} is biased for targets that are drawn (method "
-                "sample): only forward_kl's gradient is right in the mean over draws; choose it, or method top_k"
-            )
+    def _is_right_in_the_mean_over_draws(self) -> Recipe:
+        if self.targets.method == "sample":
+            self.objective.refuse_drawn_targets()
         return self
 
     @model_validator(mode="after")
@@ -91,16 +88,6 @@ class Recipe(Section):
             raise ValueError(
                 f"student.architecture {self.student.architecture} goes with corpus.task masked_lm and classification, "
                 f"not with {self.corpus.task}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _weights_are_of_the_distribution(self) -> Recipe:
-        objective = self.objective
-        if self.targets.method == "sample" and (objective.confidence_exponent, objective.entropy_share) != (0.0, 1.0):
-            raise ValueError(
-                "objective.confidence_exponent and entropy_share ask for the teacher's probabilities, which drawn "
-                "targets (method sample) only estimate; leave them out, or choose method top_k"
             )
         return self
 

@@ -66,7 +66,8 @@ def linear_distillation_loss(
     """hidden [N, D], the student's head and N targets -> the loss summed over positions, each times its weight.
 
     With N = 0 the loss is zero and hidden states and head stay in the graph. chunk: positions whose logits exist at
-    once; None: what suits the device.
+    once; None: what suits the device. Targets do not say how they were chosen: with drawn ones forward_kl alone is
+    right in the mean, and recipes (`Objective.refuse_drawn_targets`) and `dkd train` refuse the others, this does not.
     """
     form = Form(temperature, alpha, divergence)
     if form.soft:

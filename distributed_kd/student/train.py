@@ -151,7 +151,7 @@ def _refuse_other_cache(recipe: Recipe, logits: LogitCache) -> None:
 
 
 def _refuse_other_merge(recipe: Recipe, logits: LogitCache, sequences: Sequences) -> None:
-    """A recipe does not say which teachers a merge is of: it must be over the same sequences, for the objective."""
+    """A recipe does not say which teachers a merge is of, or of what targets: it must fit sequences and objective."""
     manifest, own = logits.manifest, sequences.manifest
     found = {"sequences": manifest.made_from["sequences"], "tokenizer_sha256": manifest.tokenizer_sha256}
     wanted = {"sequences": own.fingerprint, "tokenizer_sha256": own.tokenizer.sha256}
@@ -165,6 +165,11 @@ def _refuse_other_merge(recipe: Recipe, logits: LogitCache, sequences: Sequences
             f"objective.temperature {recipe.objective.temperature:g} is not in {logits.store.uri}; it holds "
             f"{manifest.temperatures}: choose one of them, or merge caches that have it"
         )
+    if manifest.method == "sample":  # whatever the recipe's own targets are
+        try:
+            recipe.objective.refuse_drawn_targets()
+        except ValueError as error:
+            raise RequestError(f"{logits.store.uri} is a merge of drawn targets: {error}") from error
 
 
 def _refuse_what_does_not_fit(recipe: Recipe, logits: TrainingRows, ranks: int) -> None:

@@ -180,6 +180,8 @@ def test_drawn_caches_are_pooled(tmp_path: Path) -> None:
     assert manifest.mean_kept_mass == pytest.approx(1.0)
     with pytest.raises(RequestError, match=r"member-1 holds drawn ids, .*member-2 holds drawn ids"):
         merge(uris, str(tmp_path / "other"), mean="geometric")
+    # What is drawn in part is an estimate as well.
+    assert merge([uris[0], write_member(tmp_path, 3)], str(tmp_path / "mixed")).method == "sample"
 
 
 def test_a_merge_goes_on_where_it_was_and_ends_with_the_same_bytes(
