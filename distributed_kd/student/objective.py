@@ -10,8 +10,9 @@ ids that are not kept.
     chunked    torch (`chunk_gradient.py`)
     compiled   the same through torch.compile
     triton     two kernels for GPUs (`chunk_gradient_triton.py`)
-    auto       triton on a CUDA device, chunked elsewhere
-and `reference` is dense autograd in float64. Where Triton cannot be had, `compiled` is what to ask for by name.
+    auto       triton on a CUDA device where Triton can be imported, chunked elsewhere
+and `reference` is dense autograd in float64. `compiled` is for devices that torch.compile serves and these kernels do
+not, by its name alone: on a GPU it writes Triton itself, so where that cannot be imported it raises `TritonMissing`.
 
 alpha = 0 takes the same pass as the rest: torch's `linear_cross_entropy` takes 1.5 times as long on a CPU
 (`benchmarks/objective.py`). From it is the order of arguments; in the place of its `reduction` is always the sum, since
@@ -22,6 +23,7 @@ Shapes: N positions, D hidden size, V rows of the student's head, K kept ids.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from typing import Any, Literal, NamedTuple
@@ -92,11 +94,18 @@ def chunk_for(device: torch.device, vocabulary: int) -> int:
 def _find(impl: Implementation, device: torch.device) -> ChunkGradient:
     if impl == "compiled":
         return _compiled()
-    if impl == "triton" or (impl == "auto" and device.type == "cuda"):
-        from distributed_kd.student.chunk_gradient_triton import chunk_gradient as kernels
-
-        return kernels
+    if impl == "triton":
+        return _kernels()
+    if impl == "auto" and device.type == "cuda":
+        with suppress(ImportError):
+            return _kernels()
     return chunk_gradient
+
+
+def _kernels() -> ChunkGradient:
+    from distributed_kd.student.chunk_gradient_triton import chunk_gradient as kernels
+
+    return kernels
 
 
 @cache

@@ -5,6 +5,7 @@ On a machine with a GPU they are compiled and run there, else in Triton's interp
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -12,11 +13,13 @@ import pytest
 import torch
 
 from distributed_kd.models.parts import Head
-from distributed_kd.student import divergence
+from distributed_kd.student import divergence, objective
+from distributed_kd.student.chunk_gradient import chunk_gradient
 from distributed_kd.student.objective import Loss, linear_distillation_loss
 from distributed_kd.student.position_targets import PositionTargets
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+KERNELS = ("chunk_gradient_triton", "kept_and_rest")
 N, D, V, K = 9, 16, 9_001, 12  # V: two whole blocks and a part of one
 
 
@@ -63,12 +66,15 @@ def test_many_blocks_and_half_precision(alpha: float, temperature: float, dtype:
     exact = gradients(hidden.double(), Head(weight.double()), targets, impl="reference", **form)
     ours = gradients(hidden, Head(weight), targets, impl=impl, chunk=4, **form)
     # In half precision the logits are rounded where the product is not made in float32, as on the CPU.
-    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    tolerance, bound = (1e-5, 1e-5) if dtype == torch.float32 else (2e-2, 8e-3)
     assert torch.isnan(exact[0].tail) == (alpha == 0.0)
     for got, wanted in zip(ours[0], exact[0], strict=True):
         assert got.item() == pytest.approx(wanted.item(), rel=tolerance, nan_ok=True)
-    assert relative(ours[1], exact[1]) < tolerance
-    assert relative(ours[2], exact[2]) < tolerance
+    of_hidden, of_weight = relative(ours[1], exact[1]), relative(ours[2], exact[2])
+    print(
+        f"{impl}, {dtype}: relative error of the gradients {of_hidden:.1e} of hidden states, {of_weight:.1e} of weight"
+    )
+    assert of_hidden < bound and of_weight < bound
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -137,6 +143,17 @@ def test_a_position_s_weight_multiplies_its_loss_and_its_gradient(impl: Any, alp
     for place in (2, 3):
         own = sum(weights[row] * rows[row][place].double() for row in range(N))  # type: ignore[union-attr]
         assert relative(grads[place - 1].double(), own) < 1e-5  # type: ignore[union-attr, arg-type]
+
+
+def test_without_triton_a_gpu_takes_the_torch_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
+    assert objective._find("auto", cuda) is objective._find("triton", cuda) is not chunk_gradient
+    for name in [name for name in sys.modules if name.startswith("triton") or name.endswith(KERNELS)]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert objective._find("auto", cuda) is chunk_gradient
+    with pytest.raises(ImportError):
+        objective._find("triton", cuda)
 
 
 @pytest.mark.slow
