@@ -8,8 +8,14 @@ An epoch draws an order of shards and cuts their sequences, end to end, into `la
 through its part window by window, `_SHUFFLED / lanes` sequences or a little more in each, in an order drawn for the
 window; a window is of whole shards. The lanes lie side by side: a batch takes as many sequences of each, one lane
 after the other. So a batch comes from as many places of the corpus as there are lanes, while a shard is needed for one
-window and then no more; and a rank, whose slice of a batch is a run of lanes, reads a run of the shards.
+window and then no more; and a rank, whose slice of a batch is a run of lanes, reads a run of the shards. Which rows of
+its slice share a micro-batch goes by their length (`stream.py`), which the sum over them does not depend on.
 `benchmarks/shuffle.py` measures how well this shuffles.
+
+Lanes are no more than `_MOST_LANES`, since each holds a shard or two in memory, and are not by the number of ranks,
+which would change the order. Of more ranks several are on one lane and read the same shards, each its own rows of them:
+with a batch of 128, 64 ranks read each shard twice and 128 ranks four times, from the disk cache of their host where
+they share one. Fewer shards than ranks are for the same reason no error: ranks divide rows, not shards.
 """
 
 from __future__ import annotations

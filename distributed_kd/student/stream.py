@@ -5,6 +5,9 @@ compact-1's 3.1 microseconds a position (K = 64, one core) 2.4 are rANS, in whic
 read, so an accelerator would take a sequence's ids one after another. The rest, which plain-1 and dense-1 have alone,
 is not worth moving: log-probabilities are 0.15, and what crosses the bus is 12 bytes a kept id, 77 MB/s for a student
 of 100 thousand positions a second. One core gives more than that (`benchmarks/stream.py`).
+
+Of a rank's share of a batch, rows of like length are put into a micro-batch together: less is padded, and the gradient,
+a sum over the whole batch, does not depend on it.
 """
 
 from __future__ import annotations
@@ -254,7 +257,7 @@ class Stream:
             for at, row in zip(own.tolist(), self.cache.rows(place, table, numbers[own]), strict=True):
                 self._check(row, int(numbers[at]), shards[at])
                 rows[at] = row
-        # The order of a sum does not matter: of tweets, 16 of 64 at a time, a third is padding otherwise.
+        # Of tweets, 16 of 64 at a time, a third is padding otherwise.
         order = by_length([row.sequence for row in rows]) if len(rows) > self.micro_batch else range(len(rows))
         parts = [order[at : at + self.micro_batch] for at in range(0, len(rows), self.micro_batch)]
         return [
