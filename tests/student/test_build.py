@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from distributed_kd.errors import RequestError
 from distributed_kd.models import parts
-from distributed_kd.models.tokenizer import load_tokenizer
+from distributed_kd.models.tokenizer import inputs_sha256, load_tokenizer
 from distributed_kd.recipe import parse
 from distributed_kd.student.build import load_student, student_folder, write_initial_weights
 from tests import toys
@@ -85,6 +85,22 @@ def test_a_folder_that_has_its_head_is_the_students(recipe: dict[str, Any], toy_
         recipe["student"] = {"model": model}
         recipe["corpus"]["task"] = task
         assert student_folder(parse(recipe)) == Path(model)
+
+
+def test_a_configuration_and_a_tokenizer_in_a_folder_are_a_student_of_fresh_weights(
+    toy_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    toys.llama_config(3, tie_word_embeddings=False).save_pretrained(tmp_path / "configured")
+    toys.save_tokenizer(tmp_path / "configured")
+    toy_recipe["student"] = {"model": str(tmp_path / "configured"), "init": "random"}
+    found = []
+    for seed in (3, 3, 4):
+        toy_recipe["trainer"]["seed"] = seed
+        model = load_student(parse(toy_recipe), student_folder(parse(toy_recipe)))
+        assert model.config.num_hidden_layers == 3
+        found.append(model.lm_head.weight)
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    assert inputs_sha256(student_folder(parse(toy_recipe))) == inputs_sha256(Path(toy_recipe["teachers"][0]["model"]))
 
 
 def test_a_distilbert_of_no_bert_is_refused(recipe: dict[str, Any], toy_teacher: Path) -> None:
