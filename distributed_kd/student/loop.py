@@ -13,6 +13,7 @@ seen it: then no checkpoint is written after it. float16's loss scaling skips su
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import statistics
 import time
@@ -26,6 +27,7 @@ from distributed_kd.corpus.sequences import Sequence
 from distributed_kd.errors import Stopped, WorkError
 from distributed_kd.launch.stop import before_the_first_step
 from distributed_kd.recipe import Objective, Trainer
+from distributed_kd.store.filesystem import Store
 from distributed_kd.store.manifest import peak_memory_bytes
 from distributed_kd.student.checkpoint import Checkpoints
 from distributed_kd.student.flops import Work
@@ -33,6 +35,7 @@ from distributed_kd.student.held_out import held_out_loss
 from distributed_kd.student.stream import MicroBatch, Stream
 
 _NAMED = 8  # sequences in an error's line
+_REFUSED = "refused.json"  # all of them
 _RECENT = 50  # steps whose median loss a spike is measured by
 _FEWEST = 10
 # For an upload before the last checkpoint and for its own, of the 30 that a training has which is asked to stop.
@@ -51,6 +54,7 @@ def train(
     held_out: list[Sequence] | None = None,
     work: Work | None = None,
     meet: Callable[[str], None] | None = None,
+    store: Store | None = None,
 ) -> None:
     """Takes the optimizer steps of `steps`, adding one mapping to `metrics` for each.
 
@@ -59,7 +63,7 @@ def train(
     waits for its batch: `is_asked_to_stop` is true on all ranks soon after it is on one. held_out: what
     `trainer.evaluate_every` looks at, None where it looks at nothing. work: what `flop_utilisation` counts with;
     without it a line has none. meet: returns once all ranks call it with that name, after however long; needed where
-    `trainer.follow`, since a rank may wait for a shard longer than a collective waits for a rank.
+    `trainer.follow`, since a rank may wait for a shard longer than a collective waits for a rank. store: the student's.
     """
     saved = steps.start
     with closing(stream.steps(steps.start, steps.stop, is_asked_to_stop)) as batches:
@@ -76,9 +80,9 @@ def train(
             )
             if some_stop or micro_batches is None:
                 _stop(engine, step, steps.start, saved, metrics, checkpoints)
-            line = take_step(engine, micro_batches, _ceiling(trainer, metrics))
+            line = take_step(engine, micro_batches, _ceiling(trainer, metrics), store)
             if not math.isfinite(line["gradient_norm"]) and trainer.precision != "float16":
-                _refuse(step, f"the gradient's norm is {line['gradient_norm']}", micro_batches, "took it")
+                _refuse(step, f"the gradient's norm is {line['gradient_norm']}", micro_batches, "took it", store)
             done = step + 1
             whole = waited + line["seconds"]
             rate = line["positions"] / whole
@@ -123,10 +127,13 @@ def _ceiling(trainer: Trainer, metrics: list[dict[str, Any]]) -> float:
     return trainer.spike_factor * statistics.median(recent)
 
 
-def take_step(engine: Any, micro_batches: list[MicroBatch], ceiling: float = math.inf) -> dict[str, float]:
+def take_step(
+    engine: Any, micro_batches: list[MicroBatch], ceiling: float = math.inf, store: Store | None = None
+) -> dict[str, float]:
     """One optimizer step over this rank's micro-batches, and its metrics over the global batch.
 
-    Raises `WorkError` on all ranks, before the optimizer, where the loss is not finite or above the ceiling.
+    Raises `WorkError` on all ranks, before the optimizer, where the loss is not finite or above the ceiling. store: for
+    the sequences of such a step that its line has no room for.
     """
     begun = time.monotonic()
     own = [
@@ -149,10 +156,10 @@ def take_step(engine: Any, micro_batches: list[MicroBatch], ceiling: float = mat
             if not math.isfinite(loss_value):
                 losses = [_loss_of(engine.module.objective, sums[0], sums[1], sums[3]) for sums in found]
                 bad = [batch for batch, loss in zip(micro_batches, losses, strict=True) if not math.isfinite(loss)]
-                _refuse(engine.global_steps, f"the loss is {loss_value}", bad, "did not take it")
+                _refuse(engine.global_steps, f"the loss is {loss_value}", bad, "did not take it", store)
             if loss_value > ceiling:
                 reason = f"the loss is {loss_value:.4g}, a spike above {ceiling:.4g}"
-                _refuse(engine.global_steps, reason, micro_batches, "did not take it")
+                _refuse(engine.global_steps, reason, micro_batches, "did not take it", store)
         engine.step()
     of_labelled = totals[0] / (labelled or 1.0)
     parts = {"divergence": divergence, "cross_entropy": of_labelled, "tail_share": tail, "cosine": cosine}
@@ -181,17 +188,26 @@ def _loss_of(objective: Objective, cross_entropy: float, divergence: float, cosi
     return soft + hard + (objective.cosine * cosine if _is_read(objective, "cosine") else 0.0)
 
 
-def _refuse(step: int, reason: str, micro_batches: list[MicroBatch], weights: str) -> NoReturn:
-    """All ranks call it, each with those of its micro-batches that are to be named. Raises `WorkError`."""
-    own = [
-        f"{number} (shard {shard})"
-        for batch in micro_batches
-        for number, shard in zip(batch.sequence_ids, batch.shards, strict=True)
-    ]
-    of_ranks: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
+def _refuse(
+    step: int, reason: str, micro_batches: list[MicroBatch], weights: str, store: Store | None = None
+) -> NoReturn:
+    """All ranks call it, each with those of its micro-batches that are to be named. Raises `WorkError`.
+
+    What the line has no room for is in `refused.json` of the store.
+    """
+    own = [pair for batch in micro_batches for pair in zip(batch.sequence_ids, batch.shards, strict=True)]
+    of_ranks: list[list[tuple[int, int]]] = [[] for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(of_ranks, own)
-    bad = [name for names in of_ranks for name in names]
-    named = ", ".join(bad[:_NAMED]) + (f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else "")
+    bad = [pair for pairs in of_ranks for pair in pairs]
+    named = ", ".join(f"{number} (shard {shard})" for number, shard in bad[:_NAMED])
+    if len(bad) > _NAMED:
+        named += f" and {len(bad) - _NAMED} more"
+        if store is not None:
+            named += f", all of them in {store.uri}/{_REFUSED}"
+            if torch.distributed.get_rank() == 0:
+                listed = [{"sequence": number, "shard": shard} for number, shard in bad]
+                store.put(_REFUSED, json.dumps({"step": step, "reason": reason, "sequences": listed}).encode())
+            torch.distributed.barrier()  # before any of them ends the others
     raise WorkError(
         f"{reason} at step {step}, from sequences {named}; the weights {weights}: lower trainer.learning_rate or look "
         "at these sequences; the same command goes on from the last checkpoint"

@@ -106,7 +106,9 @@ def _run(recipe: Recipe, arm: str, notes: Path, begun: float, watch: Watch) -> N
     with tracking or nullcontext():
         todo = range(resumed, steps)
         meet = watch.meet if recipe.trainer.follow else None
-        loop.train(engine, stream, recipe.trainer, todo, metrics, checkpoints, report, asked, held_out, work, meet)
+        loop.train(
+            engine, stream, recipe.trainer, todo, metrics, checkpoints, report, asked, held_out, work, meet, store
+        )
 
     weights = gather_weights(model, trained_alone=recipe.student.lora is not None)
     checkpoints.wait()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ import torch
 from distributed_kd.errors import Stopped, WorkError
 from distributed_kd.launch.watch import Watch
 from distributed_kd.recipe import Objective, Trainer
+from distributed_kd.store.filesystem import Store
 from distributed_kd.student import loop
 from distributed_kd.student.flops import Work
 from distributed_kd.student.objective import Loss
@@ -299,11 +302,13 @@ def test_what_is_not_read_counts_for_nothing(alpha: float, loss: float) -> None:
     assert nothing["loss"] == nothing["positions"] == nothing["gradient_norm"] == 0.0
 
 
-def refusal(batches: Callable[[Watch], list[MicroBatch]], parts: Callable[[Watch], list[Any]]) -> list[Any]:
+def refusal(
+    batches: Callable[[Watch], list[MicroBatch]], parts: Callable[[Watch], list[Any]], store: Store | None = None
+) -> list[Any]:
     def deed(watch: Watch) -> tuple[str, int]:
         engine = PartsEngine(parts(watch), OBJECTIVE)
         try:
-            loop.take_step(engine, batches(watch))
+            loop.take_step(engine, batches(watch), store=store)
         except WorkError as error:
             return str(error), engine.global_steps
         raise AssertionError("it was taken")
@@ -321,10 +326,13 @@ def test_a_loss_that_is_not_finite_names_the_sequences_that_gave_it_and_no_other
         assert steps == 0
 
 
-def test_of_many_sequences_the_first_are_named() -> None:
+def test_of_many_sequences_the_first_are_named_and_all_are_listed(tmp_path: Path) -> None:
     def own(watch: Watch) -> list[MicroBatch]:
         return [weighted(10 * watch.rank + place, [1.0], [0]) for place in range(8)]
 
-    for line, _ in refusal(own, lambda watch: [(math.inf, 1.0, 0.0, 0.0)] * 8):
-        named = re.search(r"from sequences (.*) and 8 more; the weights", line)
+    for line, _ in refusal(own, lambda watch: [(math.inf, 1.0, 0.0, 0.0)] * 8, Store(str(tmp_path))):
+        named = re.search(r"from sequences (.*) and 8 more, all of them in (\S+); the weights", line)
         assert named is not None and named[1] == ", ".join(f"{number} (shard 7)" for number in range(8))
+        listed = json.loads(Path(named[2].removeprefix("file://")).read_text())
+        assert listed["sequences"] == [{"sequence": one, "shard": 7} for one in (*range(8), *range(10, 18))]
+        assert listed["step"] == 0 and listed["reason"] == "the loss is inf"
