@@ -25,27 +25,27 @@ def page() -> str:
     ]
     sections = {name: field for name, field in Recipe.model_fields.items() if section_of(field.annotation)}
     plain = {name: field for name, field in Recipe.model_fields.items() if name not in sections}
-    lines += ["", *_table(plain)]
+    lines += ["", *_table(plain, Recipe.units)]
     for name, field in sections.items():
         model = section_of(field.annotation)
         assert model is not None
         is_list = get_origin(field.annotation) is list
         lines += ["", f"## {name}{' (a list)' if is_list else ''}", ""]
         lines += [_sentence(field.description), ""] if field.description else []
-        lines += _table(model.model_fields)
+        lines += _table(model.model_fields, getattr(model, "units", {}))
         for inner, own in model.model_fields.items():
             nested = section_of(own.annotation)
             if nested is not None:
-                lines += ["", f"### {name}.{inner}", "", *_table(nested.model_fields)]
+                lines += ["", f"### {name}.{inner}", "", *_table(nested.model_fields, getattr(nested, "units", {}))]
     return "\n".join(lines) + "\n"
 
 
-def _table(fields: dict[str, FieldInfo]) -> list[str]:
-    rows = ["| key | kind | default | |", "|---|---|---|---|"]
+def _table(fields: dict[str, FieldInfo], units: dict[str, str]) -> list[str]:
+    rows = ["| key | kind | unit | default | |", "|---|---|---|---|---|"]
     for name, field in fields.items():
         kind = _kind(field.annotation, field.metadata).replace("|", "\\|")
         said = (field.description or "").replace("|", "\\|")
-        rows.append(f"| `{name}` | {kind} | {_default(field)} | {said} |")
+        rows.append(f"| `{name}` | {kind} | {units.get(name, '')} | {_default(field)} | {said} |")
     return rows
 
 

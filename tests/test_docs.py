@@ -21,35 +21,28 @@ from tests.commands import ROOT
 def test_the_page_of_keys_is_that_of_the_models() -> None:
     made = runpy.run_path(str(ROOT / "docs" / "recipe_keys.py"))["page"]()
     assert (ROOT / "docs" / "recipe-keys.md").read_text() == made, "run `python docs/recipe_keys.py`"
-    keys = re.findall(r"^\| `(\w+)` \| (.+) \| (.*) \| (.*) \|$", made, flags=re.MULTILINE)
+    keys = re.findall(r"^\| `(\w+)` \| (.+) \| (.*) \| (.*) \| (.*) \|$", made, flags=re.MULTILINE)
     assert len(keys) >= 100 and {"sequence_length", "head_chunk", "spike_factor"} <= {key for key, *_ in keys}
-    assert [key for key, _, _, said in keys if not said] == []
-    assert all(re.search(r"text|number|true|list|mapping|keys|`|of", kind) for _, kind, _, _ in keys)
+    assert [key for key, _, _, _, said in keys if not said] == []
+    assert all(re.search(r"text|number|true|list|mapping|keys|`|of", kind) for _, kind, _, _, _ in keys)
 
 
-# What a number counts, or what it is where it counts nothing.
-COUNTED = """
-    bytes checkpoints classes columns copies devices documents gib hour ids layers minutes often passes positions
-    processors ranks replicas resamples rows sequences steps times tokens windows
-"""
-PURE = "exponent factor mass norm rate salt scaled seed share temperature temperatures weight"
-
-
-def numbers(section: type[BaseModel], place: str = "") -> Iterator[tuple[str, str]]:
-    """Each key of a recipe that takes a number, with its name and description."""
+def sections(section: type[BaseModel], place: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    yield place, section
     for name, field in section.model_fields.items():
         inner = section_of(field.annotation)
         if inner is not None:
-            yield from numbers(inner, f"{place}{name}.")
-        elif re.search(r"\b(?:int|float)\b", str(field.annotation)):
-            yield place + name, f"{name} {field.description}"
+            yield from sections(inner, f"{place}{name}.")
 
 
-def test_each_number_of_a_recipe_says_what_it_counts() -> None:
-    known = {*COUNTED.split(), *PURE.split()}
-    found = dict(numbers(Recipe))
-    assert len(found) > 60
-    assert [key for key, said in found.items() if not known & set(re.findall(r"[a-z]+", said.lower()))] == []
+def test_each_number_of_a_recipe_has_its_unit() -> None:
+    found, said = set(), set()
+    for place, section in sections(Recipe):
+        said |= {place + name for name in getattr(section, "units", {})}
+        for name, field in section.model_fields.items():
+            is_number = re.search(r"\b(?:int|float)\b", str(field.annotation))
+            found |= {place + name} if is_number and section_of(field.annotation) is None else set()
+    assert len(found) > 60 and found == said
 
 
 def test_the_site_is_built_strictly_and_asks_for_nothing_outside_itself(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,10 @@ from distributed_kd.recipe.section import Positive, Section
 
 
 class Capture(Section):
+    units: ClassVar = {
+        "replicas": "replicas", "threads": "processors", "batch_tokens": "tokens", "head_chunk": "positions",
+        "table_positions": "positions", "stall_minutes": "minutes",
+    }  # fmt: skip
     replicas: Positive | Literal["auto"] = Field(
         "auto", description="teacher copies; auto: one a GPU, without any one for each `threads` processors"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,13 @@ from distributed_kd.recipe.section import Fraction, Positive, Section
 
 
 class Corpus(Section):
+    units: ClassVar = {
+        "sequence_length": "tokens", "shard_sequences": "sequences", "validation_fraction": "share",
+        "development_fraction": "share", "train_fraction": "share", "sequences_per_document": "sequences",
+        "block_bytes": "bytes", "seed": "any number", "mask_fraction": "share", "views": "views",
+        "image_shape": "pixels", "augment_strength": "factor", "label_noise": "share", "labelled_fraction": "share",
+        "without_classes": "class numbers",
+    }  # fmt: skip
     source: str | list[str] = Field(
         description="file or folder, local, s3://, package:NAME/PATH or builtin:NAME; or a list of them"
     )

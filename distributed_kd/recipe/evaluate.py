@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,7 @@ from distributed_kd.recipe.section import Positive, Section
 class Baseline(Section):
     """The same student, initialisation, data, order and steps on hard labels alone; only what differs is said."""
 
+    units: ClassVar = {"learning_rate": "a step", "global_batch": "sequences"}
     learning_rate: float | None = Field(None, gt=0.0, description="the trainer's when not given")
     global_batch: Positive | None = Field(
         None,
@@ -21,6 +22,7 @@ class Baseline(Section):
 
 
 class Evaluate(Section):
+    units: ClassVar = {"bootstrap": "resamples", "price_hour": "any currency, an hour", "examples": "positions"}
     split: Literal["validation", "development"] = Field(
         "validation", description="whose documents are scored; development, to choose settings by"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,10 @@ from distributed_kd.recipe.section import Fraction, Positive, Section
 
 
 class Objective(Section):
+    units: ClassVar = {
+        "temperature": "temperature", "alpha": "weight", "cosine": "weight", "beta": "weight", "skew": "weight",
+        "confidence_exponent": "exponent", "entropy_share": "share", "chunk": "positions",
+    }  # fmt: skip
     temperature: float = Field(1.0, gt=0.0, description="T of both sides of the KL; must be in targets.temperatures")
     alpha: Fraction = Field(0.5, description="weight of the soft targets; 1 never reads the hard labels")
     cosine: float = Field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,7 @@ HiddenDtype = Literal["float16", "bfloat16", "float32"]
 
 
 class Hidden(Section):
+    units: ClassVar = {"layer": "layer number"}
     layer: int = Field(
         -1,
         description="which, as transformers numbers them: 0 the embeddings, n those after n layers, -1 the last ones",
@@ -20,6 +21,10 @@ class Hidden(Section):
 
 
 class Targets(Section):
+    units: ClassVar = {
+        "k": "ids", "p": "probability", "draws": "ids", "draw_temperature": "temperature", "seed": "any number",
+        "temperatures": "temperature",
+    }  # fmt: skip
     method: Literal["top_k", "top_p", "sample", "full"] = Field(
         "top_k",
         description="top_k: the k most probable ids; top_p: the most probable ones that hold p together, at most k; "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,7 @@ from distributed_kd.recipe.section import Positive, Section
 
 
 class Teacher(Section):
+    units: ClassVar = {"weight": "factor", "devices_per_replica": "devices"}
     model: str = Field("", description="path, hub id, package:NAME or a .gguf file; the student of `recipe` if given")
     recipe: str | None = Field(None, description="a recipe whose student is this teacher, trained before anything else")
     overrides: list[str] = Field(default_factory=list, description="of that recipe, as KEY.PATH=VALUE")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,14 @@ from distributed_kd.recipe.section import Fraction, Positive, Section
 
 
 class Trainer(Section):
+    units: ClassVar = {
+        "processes": "ranks", "workers": "ranks", "max_failures": "restarts", "timeout_minutes": "minutes",
+        "global_batch": "sequences", "micro_batch": "sequences", "steps": "steps", "epochs": "passes",
+        "learning_rate": "a step", "warmup_fraction": "share", "decay_fraction": "share",
+        "weight_decay": "a step, of the rate", "gradient_clipping": "norm", "seed": "any number",
+        "checkpoint_every": "steps", "keep_checkpoints": "checkpoints", "evaluate_every": "steps",
+        "evaluate_sequences": "sequences", "spike_factor": "factor", "disk_cache_gib": "GiB",
+    }  # fmt: skip
     deepspeed: dict[str, Any] | str = Field(
         default_factory=lambda: {"zero_optimization": {"stage": 1}},
         description="DeepSpeed configuration merged over ours, as a mapping or a JSON file",
