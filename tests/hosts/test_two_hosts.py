@@ -1,8 +1,9 @@
 """A capture over two hosts whose link is cut, and that lose whatever can be lost.
 
-    DKD_SEED=7 DKD_ROUNDS=10 pytest -m "" -s tests/hosts
+    DKD_SEED=7 DKD_ROUNDS=20 pytest -m "" -s tests/hosts
 
-draws other rounds, and more of them; the seed and what was drawn are printed.
+draws other rounds, and more of them; the seed and what was drawn are printed, as in
+benchmarks/results/capture-kills.txt.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tests.hosts.two_hosts import ADDRESS, TwoHosts, two_hosts, why_not
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=why_not() or "")]
 
 SEED = int(os.environ.get("DKD_SEED", "20261125"))
-ROUNDS = int(os.environ.get("DKD_ROUNDS", "3"))
+ROUNDS = int(os.environ.get("DKD_ROUNDS", "10"))
 CUT_SECONDS = 30.0
 # What a driver may take from any disturbance to its end, or to the next receipt.
 DEADLINE = 180.0
@@ -57,7 +58,10 @@ def prepared(toy_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Job
         },
         "teachers": [{"model": str(toy_teacher), "dtype": "float32"}],
         "targets": {"k": 8},
-        "capture": {"replicas": "auto", "batch_tokens": 64, "head_chunk": 16, "stall_minutes": 5.0},
+        "capture": {
+            "replicas": "auto", "batch_tokens": 64, "head_chunk": 16, "stall_minutes": 5.0, "codec": "compact-1",
+            "table_positions": 600,
+        },
         "student": {"model": str(toy_teacher)},
         "trainer": {"steps": 1},
     }  # fmt: skip
@@ -215,6 +219,7 @@ KINDS = ("joins", "leaves", "replica", "raylet", "kill_driver", "own_raylet", "h
 
 
 @pytest.mark.long
+@pytest.mark.timeout(300 + 120 * ROUNDS)
 def test_rounds_drawn_at_random(hosts: TwoHosts, job: Job) -> None:
     print(f"DKD_SEED={SEED} DKD_ROUNDS={ROUNDS}")
     drawn = random.Random(SEED)
@@ -234,7 +239,7 @@ def test_rounds_drawn_at_random(hosts: TwoHosts, job: Job) -> None:
             print(f"round {number}: {kind} at {len(finished)} shards, {time.monotonic() - begun:.0f} s", flush=True)
             getattr(rounds, kind)()
     said = ends(rounds.driver)
-    print(f"done after {time.monotonic() - begun:.0f} s: {len(job.undisturbed)} shards\n{said}", flush=True)
+    print(f"done after {time.monotonic() - begun:.0f} s: {len(job.undisturbed)} files\n{said}", flush=True)
     assert files_of(cache) == job.undisturbed
     add_finished(finished, cache)
     assert dkd("verify", cache).returncode == 0
