@@ -33,7 +33,7 @@ def facts_of(store: Store, manifest: CacheManifest) -> dict[str, Any]:
     """What `inspect` says of the cache in `store`, whose manifest this is."""
     if manifest.index is not None:
         entries = read_entries(store, manifest)
-        parts, kept_mass = manifest.bytes_by_part, manifest.mean_kept_mass
+        parts, kept_mass, left_out = manifest.bytes_by_part, manifest.mean_kept_mass, manifest.left_out
     else:
         receipts = Receipts.read_all(store, manifest.fingerprint, manifest.shards)
         entries = receipts.entries
@@ -61,6 +61,7 @@ def facts_of(store: Store, manifest: CacheManifest) -> dict[str, Any]:
         "teacher": manifest.teacher,
         "tokenizer_sha256": manifest.tokenizer_sha256,
         "fingerprint": manifest.fingerprint,
+        **({"left_out": left_out} if left_out else {}),
         **merged,
         **hidden,
     }

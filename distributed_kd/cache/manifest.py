@@ -63,6 +63,9 @@ class Merge(BaseModel):
     error_bound: ErrorBound | None = None
 
 
+_YOUNGER_FIELDS = ("hidden", "left_out")
+
+
 class CacheManifest(Manifest):
     format: Literal["dkd-cache"] = "dkd-cache"
     version: Literal[1] = 1
@@ -82,12 +85,13 @@ class CacheManifest(Manifest):
     mean_kept_mass: float | None = None
     merge: Merge | None = None
     hidden: HiddenStates | None = None
+    left_out: list[int] | None = None  # sequences none of whose positions is scored, by `capture.leave_out`
 
     @model_serializer(mode="wrap")
-    def _as_before_without_hidden_states(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _as_before_without_younger_fields(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """So that a cache without them is the bytes that it was, and one with them is refused by who cannot know."""
         fields: dict[str, Any] = written(self)
-        return fields if self.hidden is not None else {key: fields[key] for key in fields if key != "hidden"}
+        return {key: value for key, value in fields.items() if key not in _YOUNGER_FIELDS or value is not None}
 
     @property
     def imported(self) -> dict[str, Any] | None:
@@ -184,7 +188,8 @@ def read_tables(store: Store, reference: IndexReference | None) -> bytes | None:
 class Receipt:
     """What a worker returns for a finished shard: its index entry, where its bytes went, and its mean kept mass.
 
-    `error_bound` is that of a merge over the shard's positions, where it has one.
+    `error_bound` is that of a merge over the shard's positions, where it has one; `left_out` are the ids of its rows
+    without positions that `capture.leave_out` named, where it named any.
     """
 
     fingerprint: str
@@ -192,13 +197,17 @@ class Receipt:
     bytes_by_part: dict[str, int]
     kept_mass: float  # summed over positions, at the first temperature
     error_bound: ErrorBound | None = None
+    left_out: list[int] | None = None
 
     def put(self, store: Store) -> None:
         store.put(receipt_name(self.entry.shard), self.to_bytes())
 
     def to_bytes(self) -> bytes:
         """One line, without its end."""
-        return json.dumps(seal(asdict(self))).encode()
+        fields = asdict(self)
+        if self.left_out is None:  # younger than other receipts, which stay the bytes that they were
+            del fields["left_out"]
+        return json.dumps(seal(fields)).encode()
 
     @staticmethod
     def find(store: Store, fingerprint: str, shard: int) -> Receipt | None:
@@ -217,7 +226,7 @@ class Receipt:
         try:
             raw = json.loads(data)
             known = Receipt.__dataclass_fields__.keys()
-            is_whole = isinstance(raw, dict) and unseal(raw) and raw.keys() | {"error_bound"} == known
+            is_whole = isinstance(raw, dict) and unseal(raw) and raw.keys() | {"error_bound", "left_out"} == known
             receipt = _RECEIPT.validate_python(raw)
         except (ValueError, RecursionError) as error:
             raise RequestError(f"{where} is not a receipt; delete it, and its shard is done again") from error

@@ -57,6 +57,7 @@ class Receipts(MutableMapping[int, Receipt]):
         self._sha256 = np.zeros((shards, 32), np.uint8)
         self._kept_mass = np.zeros(shards)
         self._error_bounds: dict[int, ErrorBound] = {}  # only merges have any
+        self._left_out: dict[int, list[int]] = {}
         self._count = np.zeros(-(-shards // GROUP), np.int64)  # by group
         self._to_fold: set[int] = set()
         self._is_due = False
@@ -163,6 +164,11 @@ class Receipts(MutableMapping[int, Receipt]):
         positions = int(self._numbers[_ENTRY_NUMBERS.index("positions")][self._is_there].sum(dtype=np.int64))
         return total / max(1, positions)
 
+    @property
+    def left_out(self) -> list[int]:
+        """Ids of the sequences without positions that `capture.leave_out` named, rising."""
+        return sorted(number for own in self._left_out.values() for number in own)
+
     def __len__(self) -> int:
         return int(self._count.sum())
 
@@ -178,8 +184,8 @@ class Receipts(MutableMapping[int, Receipt]):
         rows, positions, size, *parts = self._numbers[:, shard].tolist()
         entry = ShardEntry(shard, rows, positions, size, self._sha256[shard].tobytes().hex())
         kept_mass = float(self._kept_mass[shard])
-        bounds = self._error_bounds.get(shard)
-        return Receipt(self.fingerprint, entry, _named(parts), kept_mass, bounds)
+        bounds, left_out = self._error_bounds.get(shard), self._left_out.get(shard)
+        return Receipt(self.fingerprint, entry, _named(parts), kept_mass, bounds, left_out)
 
     def __setitem__(self, shard: int, receipt: Receipt) -> None:
         """As a worker returns it, who has put it as a single file."""
@@ -194,6 +200,9 @@ class Receipts(MutableMapping[int, Receipt]):
         self._error_bounds.pop(shard, None)
         if receipt.error_bound is not None:
             self._error_bounds[shard] = receipt.error_bound
+        self._left_out.pop(shard, None)
+        if receipt.left_out is not None:
+            self._left_out[shard] = receipt.left_out
         group = shard // GROUP
         self._count[group] += not self._is_there[shard]
         self._is_there[shard] = self._is_single[shard] = True
@@ -206,6 +215,7 @@ class Receipts(MutableMapping[int, Receipt]):
             raise KeyError(shard)
         self._is_there[shard] = self._is_single[shard] = False
         self._error_bounds.pop(shard, None)
+        self._left_out.pop(shard, None)
         self._count[shard // GROUP] -= 1
         self._to_fold.discard(shard // GROUP)
 

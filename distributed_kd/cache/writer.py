@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from distributed_kd.cache import shard as shards
@@ -21,16 +23,17 @@ def put_rows(
     tables: bytes | None = None,
     error_bound: ErrorBound | None = None,
     threads: int = 1,
+    left_out: Sequence[int] = (),
 ) -> Receipt:
     """Encodes and writes one shard, then its receipt. tables: the bytes of the cache's code tables, where it has some.
 
-    error_bound: of a merge, see `Receipt`. threads: that encode.
+    error_bound, left_out: see `Receipt`. threads: that encode.
     """
     data, parts = shards.encode(rows, manifest.codec, manifest.fingerprint, shard, tables, threads)
     store.put(shard_name(shard), data)
     positions = sum(len(row.targets) for row in rows)
     entry = ShardEntry(shard, len(rows), positions, len(data), sha256(data))
-    receipt = Receipt(manifest.fingerprint, entry, parts, _kept_mass(rows), error_bound)
+    receipt = Receipt(manifest.fingerprint, entry, parts, _kept_mass(rows), error_bound, list(left_out) or None)
     receipt.put(store)
     return receipt
 
@@ -46,6 +49,7 @@ def commit(store: Store, manifest: CacheManifest, receipts: Receipts) -> CacheMa
             "index": put_index(store, receipts.entries),
             "bytes_by_part": receipts.bytes_by_part,
             "mean_kept_mass": receipts.mean_kept_mass,
+            "left_out": receipts.left_out or None,
         }
     )
     committed.put(store)

@@ -62,6 +62,11 @@ class Sequence:
     def positions(self) -> int:
         return int(self.loss_mask.sum())
 
+    def without_loss(self) -> Sequence:
+        """The same row, none of whose positions carries loss."""
+        labels = None if self.given_labels is None else self.given_labels[:0]
+        return replace(self, loss_mask=np.zeros_like(self.loss_mask), given_labels=labels)
+
     @property
     def position_ids(self) -> np.ndarray:
         """[S] int64: counted from the beginning of the sequence, or of the document where documents are isolated."""

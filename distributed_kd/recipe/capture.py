@@ -38,5 +38,10 @@ class Capture(Section):
     stall_minutes: float = Field(
         10.0, gt=0.0, description="a replica in which no position passes the teacher for so long is replaced"
     )
+    leave_out: list[int] = Field(
+        default_factory=list,
+        description="sequences (their ids) that the teacher gives no finite numbers for: they stay rows of the cache, "
+        "without a position that carries loss; what is captured already stays as it is",
+    )
     address: str | None = Field(None, description="Ray cluster address; a local Ray when not given")
     folder: str = Field("cache", min_length=1, description="of the workdir, that the cache is written to and read from")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from itertools import pairwise
 
@@ -19,6 +19,8 @@ from distributed_kd.teacher.host_copy import HostCopy
 from distributed_kd.teacher.network import Network, Outputs
 from distributed_kd.teacher.peers import Peers
 from distributed_kd.teacher.targets import choose, numbers_of
+
+_MOST_NAMED = 12  # sequences in an error's line
 
 
 class TeacherForward:
@@ -43,7 +45,7 @@ class TeacherForward:
     def __call__(self, sequences: list[Sequence]) -> list[SoftTargets]:
         """The targets of each sequence's scored positions, [positions, K] each.
 
-        Raises `WorkError` naming the sequence for which the teacher gave NaN or infinity.
+        Raises `WorkError` naming the sequences for which the teacher gave NaN or infinity.
         """
         copy = HostCopy(self._network.device)
         order = by_length(sequences)
@@ -62,18 +64,7 @@ class TeacherForward:
         ends = np.cumsum([0] + [sequences[place].positions for place in order])
         found = {place: flat[begin:end] for place, (begin, end) in zip(order, pairwise(ends), strict=True)}
         rows = [found[place] for place in range(len(sequences))]
-        for sequence, targets in zip(sequences, rows, strict=True):
-            finite = np.isfinite(targets.logits) | (targets.ids == NO_ID)
-            if not finite.all() or np.isnan(targets.tail_odds).any():
-                raise WorkError(
-                    f"the teacher gave a number that is not finite for sequence {sequence.sequence_id}; "
-                    f"try teachers.0.dtype=float32"
-                )
-            if targets.hidden is not None and not are_finite(targets.hidden).all():
-                raise WorkError(
-                    f"a hidden state of sequence {sequence.sequence_id} is not finite in the dtype that it is kept in; "
-                    "try targets.hidden.dtype=bfloat16"
-                )
+        _refuse_not_finite(sequences, rows)
         return rows
 
     def outputs(self, group: list[Sequence]) -> Generator[Outputs]:
@@ -83,3 +74,25 @@ class TeacherForward:
             yield from self._network.outputs(batch)
         else:
             yield from self._peers.together(self._network.outputs(batch), batch)
+
+
+def _refuse_not_finite(sequences: list[Sequence], rows: list[SoftTargets]) -> None:
+    def named(is_good: Callable[[SoftTargets], bool]) -> str:
+        bad = [one.sequence_id for one, targets in zip(sequences, rows, strict=True) if not is_good(targets)]
+        return ", ".join(map(str, bad[:_MOST_NAMED]))
+
+    if ids := named(_is_finite):
+        raise WorkError(
+            f"the teacher gave a number that is not finite for sequence {ids}; try teachers.0.dtype=float32, or leave "
+            f"it out with capture.leave_out=[{ids}]"
+        )
+    if ids := named(lambda targets: targets.hidden is None or bool(are_finite(targets.hidden).all())):
+        raise WorkError(
+            f"a hidden state of sequence {ids} is not finite in the dtype that it is kept in; try "
+            f"targets.hidden.dtype=bfloat16, or leave it out with capture.leave_out=[{ids}]"
+        )
+
+
+def _is_finite(targets: SoftTargets) -> bool:
+    finite = np.isfinite(targets.logits) | (targets.ids == NO_ID)
+    return bool(finite.all()) and not np.isnan(targets.tail_odds).any()

@@ -8,6 +8,7 @@ in memory is two shards, whatever happens.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -108,14 +109,18 @@ class Replica:
         places = np.linspace(0, len(train_shards) - 1, count).round().astype(int)
         read = [sequence for place in places for sequence in self.sequences.read(train_shards[place])]
         step = max(1, sum(sequence.positions for sequence in read) // wanted)
-        return read[::step]
+        return without(read[::step], self.recipe.capture.leave_out)
 
     def capture(self, shard: int, manifest: CacheManifest) -> Receipt:
         """One shard: read, run, encode, write, then the receipt."""
         if self.tables is None:
             self.tables = read_tables(self.store, manifest.tables)
-        rows = self._rows(self.sequences.read(shard))
-        return put_rows(self.store, manifest, shard, rows, self.tables, threads=self._encoders)
+        # A finished cache, which is repaired, says itself what it has left out.
+        left_out = self.recipe.capture.leave_out if manifest.index is None else manifest.left_out or []
+        sequences = self.sequences.read(shard)
+        own = sorted({sequence.sequence_id for sequence in sequences} & set(left_out))
+        rows = self._rows(without(sequences, own))
+        return put_rows(self.store, manifest, shard, rows, self.tables, threads=self._encoders, left_out=own)
 
     @property
     def _encoders(self) -> int:
@@ -129,6 +134,12 @@ class Replica:
 
     def peak_memory_bytes(self) -> int:
         return peak_memory_bytes()
+
+
+def without(sequences: list[Sequence], left_out: Iterable[int]) -> list[Sequence]:
+    """Those that are left out stay as rows without positions."""
+    ids = set(left_out)
+    return [one.without_loss() if one.sequence_id in ids else one for one in sequences]
 
 
 def _mebibytes_moved() -> int:

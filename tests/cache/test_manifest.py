@@ -174,6 +174,16 @@ def test_a_receipt_may_have_no_seal_and_be_as_long_as_it_may(tmp_path: Path) -> 
     assert manifest.MAXIMUM_RECEIPT_BYTES == 1 << 16
 
 
+def test_what_is_left_out_is_said_only_where_there_is_some(tmp_path: Path) -> None:
+    """So that receipts and manifests of other caches are the bytes that they were."""
+    some = replace(RECEIPT, left_out=[7, 9])
+    assert Receipt.parse(some.to_bytes(), "") == some
+    assert b"left_out" not in RECEIPT.to_bytes()
+    found = read(tmp_path, left_out=[7, 9])
+    assert found.left_out == [7, 9] and found.model_dump()["left_out"] == [7, 9]
+    assert "left_out" not in read(tmp_path).model_dump()
+
+
 def test_totals_are_sums_whatever_the_order() -> None:
     second = replace(RECEIPT, entry=replace(RECEIPT.entry, shard=1, positions=15), kept_mass=7.5)
 

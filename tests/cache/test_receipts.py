@@ -60,11 +60,14 @@ def test_what_is_put_in_comes_out_rising_by_shard() -> None:
         entry=ShardEntry(5, LIMITS["rows"], LIMITS["positions"], LIMITS["bytes"], "ab" * 32),
         bytes_by_part=dict.fromkeys(PARTS, LIMITS["bytes"]),
         error_bound=bound(0.25),
+        left_out=[70, 71],
     )
     put = [receipt(7), receipt(2), largest, receipt(0)]
     receipts = Receipts(KEY, SHARDS)
+    receipts[2] = replace(receipt(2), left_out=[20])
     for one in put:
         receipts[one.entry.shard] = one
+    assert receipts.left_out == [70, 71]
     ordered = sorted(put, key=lambda one: one.entry.shard)
     assert list(receipts.items()) == [(one.entry.shard, one) for one in ordered]
     assert list(receipts.entries) == [one.entry for one in ordered]
@@ -77,6 +80,7 @@ def test_what_is_put_in_comes_out_rising_by_shard() -> None:
     positions = sum(one.entry.positions for one in put)
     assert receipts.mean_kept_mass == sum(one.kept_mass for one in ordered) / positions  # in this order, to the bit
     del receipts[5]
+    assert receipts.left_out == []
     receipts[7] = receipt(7, seed=1)
     assert list(receipts.items()) == [(0, put[3]), (2, put[1]), (7, receipt(7, seed=1))]
     assert 5 not in receipts and -1 not in receipts and SHARDS not in receipts

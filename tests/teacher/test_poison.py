@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,19 @@ import numpy as np
 import pytest
 import torch
 
+from distributed_kd.cache import open as open_cache
 from distributed_kd.cache.inspect import inspect
+from distributed_kd.cache.verify import verify
 from distributed_kd.corpus.prepare import prepare
 from distributed_kd.corpus.sequences import Sequences
 from distributed_kd.errors import WorkError
 from distributed_kd.recipe import Capture, Targets, Teacher, parse
 from distributed_kd.teacher.capture import capture
 from distributed_kd.teacher.forward import TeacherForward
+from distributed_kd.teacher.repair import repair
 from tests import toys
 from tests.commands import dkd, said, write_recipe
+from tests.disturbed import shards_of
 from tests.teacher.test_targets import sequences_of
 
 POISON = 61
@@ -88,7 +94,43 @@ def test_its_shard_is_set_aside_by_name_and_the_others_are_written(
     cache = Path(recipe.workdir) / "cache"
     written = {int(path.stem) for path in (cache / "shards").glob("*.arrow")}
     assert written == set(shards) - set(bad)
-    done = dkd("cache", write_recipe(tmp_path, toy_recipe))
+    path = write_recipe(tmp_path, toy_recipe)
+    done = dkd("cache", path)
     assert done.returncode == 1
     assert "shards were set aside, the others are written" in said(done)
+    assert f"shard {bad[0]}: the teacher gave a number that is not finite for sequence" in said(done)
     assert inspect(str(cache))["missing_shards"] == bad
+
+    leave_out_what_the_lines_name(toy_recipe, cache, said(done), poisoned)
+    done = dkd("train", path, "baseline=off", "--json")
+    assert done.returncode == 0, done.stderr
+    metrics = [json.loads(one) for one in (cache.parent / "student" / "metrics.jsonl").read_text().splitlines()]
+    assert len(metrics) == 6 and all(math.isfinite(one["loss"]) for one in metrics)
+
+
+def leave_out_what_the_lines_name(data: dict[str, Any], cache: Path, line: str, poisoned: dict[int, list[int]]) -> None:
+    """By the key that a line names, one capture after the other until nothing is set aside; and a repair."""
+    written = shards_of(cache)
+    left_out: set[int] = set()
+    while "were set aside" in line:
+        for ids in re.findall(r"capture\.leave_out=\[([\d, ]+)\]", line):
+            left_out |= set(map(int, ids.split(",")))
+        recipe = parse(data | {"capture": data["capture"] | {"leave_out": sorted(left_out)}})
+        try:
+            line = str(capture(recipe))
+        except WorkError as error:
+            line = str(error)
+    wanted = sorted(one for own in poisoned.values() for one in own)
+    assert sorted(left_out) == wanted == inspect(str(cache))["left_out"]
+    whole = shards_of(cache)
+    assert written.items() < whole.items(), "finished shards stay as they are"
+    assert verify(str(cache)).all_good
+    opened = open_cache(str(cache))
+    for row in (opened[place] for place in range(len(opened))):
+        is_left_out = row.sequence.sequence_id in wanted
+        assert (row.sequence.positions == 0) == is_left_out == (len(row.targets) == 0)
+        assert len(row.sequence.input_ids) > 0
+    [shard, *_] = (shard for shard in poisoned if poisoned[shard])
+    (cache / "shards" / f"{shard:08d}.arrow").unlink()
+    assert repair(parse(data)).shards == [shard], "the cache itself says what it has left out"
+    assert shards_of(cache) == whole

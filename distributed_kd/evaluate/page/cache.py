@@ -17,6 +17,7 @@ def cache_facts(cache: dict[str, Any]) -> list[tuple[str, str]]:
         "sequences": ("sequences", plain),
         "shards": ("shards", plain),
         "missing_shards": ("missing shards", lambda shards: listed([str(shard) for shard in shards], "and") or "none"),
+        "left_out": ("sequences left out", lambda ids: listed([str(one) for one in ids], "and")),
         "method": ("method", lambda method: str(method).replace("_", "-")),
         "k": ("ids kept a position, K", plain),
         "mean_kept_mass": ("teacher mass kept, mean", percent),
