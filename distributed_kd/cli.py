@@ -56,15 +56,18 @@ def prepare(recipe: RecipePath, overrides: Overrides = None, as_json: Json = Fal
 @app.command()
 def cache(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
     """Sequence shards to logit shards, by the teacher."""
-    from distributed_kd.launch.stop import stopped_by_sigterm
+    from distributed_kd.launch.stop import end_undisturbed, stopped_by_sigterm
 
-    with stopped_by_sigterm():  # from here on: what is imported and shown takes its seconds too
-        from distributed_kd.cache.inspect import inspect as facts_of
-        from distributed_kd.cache.manifest import store_of
+    try:
+        with stopped_by_sigterm():  # from here on: what is imported and shown takes its seconds too
+            from distributed_kd.cache.inspect import inspect as facts_of
+            from distributed_kd.cache.manifest import store_of
 
-        loaded = _load(recipe, overrides, as_json)
-        stages.cache(loaded)
-        _show(facts_of(store_of(loaded).uri), as_json)
+            loaded = _load(recipe, overrides, as_json)
+            stages.cache(loaded)
+            _show(facts_of(store_of(loaded).uri), as_json)
+    finally:
+        end_undisturbed()
 
 
 @app.command("import")

@@ -62,6 +62,12 @@ def stopped_by_sigterm() -> Iterator[None]:
             raise
 
 
+def end_undisturbed() -> None:
+    """From here on SIGTERM changes nothing: the work is over, its exit code stands, and the process is about to end."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 @contextmanager
 def handler_kept() -> Iterator[None]:
     """A handler of SIGTERM that is there stays while the block runs, and after it, whoever sets another one.

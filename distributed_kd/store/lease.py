@@ -23,7 +23,7 @@ from distributed_kd.store.filesystem import Store
 LEASE_NAME = "lease.json"
 SECONDS = 90.0
 _RENEWALS = 4  # in the time after which it expires
-_RETURN_SECONDS = 10.0
+_RETURN_SECONDS = 5.0
 _MAXIMUM_BYTES = 4096
 
 
