@@ -67,6 +67,7 @@ def test_lines_without_one_come_now_and_then_and_at_the_end(out: io.StringIO) ->
     work()
     lines = out.getvalue().splitlines()
     assert 2 <= len(lines) <= 4
+    assert all(re.search(r" after \d+ s, \d+ s left  ", line) for line in lines[:-1])
     assert "s left" not in lines[-1] and lines[-1].startswith("verify: 8,000,000 of 8,000,000 after ")
     assert all("bytes/s" in line for line in lines)
 
