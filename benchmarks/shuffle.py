@@ -66,7 +66,7 @@ def row_of(name: str, order: Order, epochs: int, shard: int, batch: int) -> dict
     between = [spearman(one, other) for one, other in pairwise(orders)]
     batches = [one[: len(one) // batch * batch].reshape(-1, batch) // shard for one in orders]
     return {
-        "order": name,
+        "name": name,
         "correlation": float(np.mean(correlations)),
         "correlation_most": float(np.abs(correlations).max()),
         "between_epochs_most": float(np.abs(between).max()),
@@ -111,7 +111,7 @@ def main() -> None:
     )
     for row in report["rows"]:
         print(
-            f"{row['order']:>16} {row['correlation']:12.5f} {row['correlation_most']:9.5f}"
+            f"{row['name']:>16} {row['correlation']:12.5f} {row['correlation_most']:9.5f}"
             f" {row['between_epochs_most']:9.5f} {row['neighbours']:11.6f} {row['same_shard']:11.5f}"
             f" {row['shards_a_batch']:15.1f} {1e3 * row['seconds']:7.1f}"
         )

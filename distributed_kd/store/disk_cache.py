@@ -2,9 +2,10 @@
 
 Who reads an object store reads each shard once an epoch, and the ranks of a host read many of the same ones. fsspec's
 own caches know neither a bound nor a digest, and `diskcache` unpickles; this is the little that is needed. A file
-enters whole, and is good as long as its digest is its name; one process reads it from the store while others that want
-it wait. A lock falls with the process that held it. Beyond the bound the files that were used longest ago go; who has
-one open keeps it.
+enters whole, and is good as long as its digest is its name, which is looked at whenever it is read and not once: a disk
+may lose bits later, and sha256 is a fraction of what decoding takes. One process reads it from the store while others
+that want it wait. A lock falls with the process that held it. Beyond the bound the files that were used longest ago go;
+who has one open keeps it.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ not, by its name alone: on a GPU it writes Triton itself, so where that cannot b
 
 alpha = 0 takes the same pass as the rest: torch's `linear_cross_entropy` takes 1.5 times as long on a CPU
 (`benchmarks/objective.py`). From it is the order of arguments; in the place of its `reduction` is always the sum, since
-the mean is over the positions of all ranks (`loop.py`).
+the mean is over the positions of all ranks (`loop.py`), and in that of its `options` the `chunk`, by which memory goes.
 
 Shapes: N positions, D hidden size, V rows of the student's head, K kept ids.
 """
