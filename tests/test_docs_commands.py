@@ -91,7 +91,7 @@ BY_HAND = {
     "make dist": "before a release",
     "make sbom": "before a release; the licences are read by tests/test_licences.py",
     "make fuzz": "ten minutes; what it found is run by tests/cache/test_fuzz_corpus.py",
-    "make mutants": "some minutes; what it counts stands in tests/mutants.md",
+    "make mutants": "an hour or more; what it counts stands in tests/mutants.md",
     "docker build": "no engine is at hand; its steps are run by tests/infra/test_docker.py",
 }
 # What a test has in the place of a recipe that asks for a cluster.
