@@ -39,7 +39,7 @@ _REFUSED = "refused.json"  # all of them
 _RECENT = 50  # steps whose median loss a spike is measured by
 _FEWEST = 10
 # For an upload before the last checkpoint and for its own, of the 30 that a training has which is asked to stop.
-_UPLOAD_SECONDS = 8.0
+_UPLOAD_SECONDS = 5.0
 
 
 def train(

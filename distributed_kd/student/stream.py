@@ -40,7 +40,7 @@ from distributed_kd.student.shard_tables import ShardTables
 
 _AHEAD = 2
 _LOOK_SECONDS = 0.2
-_CLOSE_SECONDS = 5.0
+_CLOSE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)

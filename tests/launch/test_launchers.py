@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from distributed_kd.errors import RequestError
+from distributed_kd.errors import RequestError, Stopped
 from distributed_kd.launch.hostfile import slots
+from distributed_kd.launch.ranks import Notes
+from distributed_kd.launch.started import run_launcher
 from distributed_kd.recipe import parse
 from distributed_kd.student.artifact import made_from_of
 from tests.buckets import free_port
 from tests.commands import ROOT, dkd, said, write_recipe
+from tests.disturbed import until
 
 
 @pytest.mark.parametrize(
@@ -65,6 +70,33 @@ def test_a_hostfile_is_read_as_deepspeed_reads_it(tmp_path: Path) -> None:
             slots(str(file))
     with pytest.raises(RequestError, match="cannot be read"):
         slots(str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("at_the_signal", "line"),
+    [("SIG_DFL", "stopped before the first step of this run"), ("ends", "stopped after the last step of the student")],
+)
+def test_a_command_that_is_stopped_while_no_rank_can_hear_it_ends_well(
+    toy_recipe: dict[str, Any], tmp_path: Path, at_the_signal: str, line: str
+) -> None:
+    """Before its ranks have come together, where they die of it, or when they are done."""
+    code = (
+        "import signal, sys, time; from pathlib import Path; from signal import SIG_DFL\n"
+        f"ends = lambda *_: sys.exit(0)\nsignal.signal(signal.SIGTERM, {at_the_signal})\n"
+        "Path(sys.argv[1]).touch()\ntime.sleep(100)"
+    )
+    notes = Notes(str(tmp_path / "notes"))
+    notes.begin(parse(toy_recipe), "student")
+    started = tmp_path / "started"
+
+    def tell() -> None:
+        until(started.exists, "the ranks")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=tell).start()
+    command = [sys.executable, "-c", code, str(started)]
+    with pytest.raises(Stopped, match=f"{line}.*; the same command goes on from there"):
+        run_launcher(command, dict(os.environ), notes, "student", tmp_path / "train.log")
 
 
 def test_a_rank_does_not_run_all_stages(toy_recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_a_stop_does_not_wait_for_a_bucket_that_does_not_answer(start: Start, pr
     stopped = re.search(r"dkd: stopped after step (\d+), which is saved", ranks.said())
     assert stopped is not None, ranks.said()
     last = int(stopped[1]) + 1
-    assert f"checkpoint {tag_of(last)} is not in {work}/student/checkpoints after 8 more s" in ranks.said()
+    assert f"checkpoint {tag_of(last)} is not in {work}/student/checkpoints after 5 more s" in ranks.said()
     assert Store(f"{work}/student/checkpoints").list("") == []
     proxy.faults = []
     ranks = start(work, checkpoint_every=0, steps=10 * STEPS)
