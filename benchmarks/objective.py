@@ -8,7 +8,8 @@ linear_cross_entropy, our own path on hard labels alone, and on a GPU Liger's an
 (`liger-kernel`, `cut-cross-entropy`). "the head's products alone" is no loss: the logits and both gradients' products,
 a chunk at a time, which every loss over a head takes. Memory is the peak above what is there before, on the CPU in a
 process of its own; `chunks` of it is in units of one chunk x V floats, the weight's gradient taken off. Rows beginning
-with "fused" are ours. `errors` are relative errors of our gradients, in norm, against float64 on some of the positions.
+with "fused" are ours; of a frozen head there is no weight's gradient. `errors` are relative errors of our gradients, in
+norm, against float64 on some of the positions.
 
 On a GPU: --positions 8192 --hidden 4096 --vocabulary 128256 --dtype bfloat16
 """
@@ -67,6 +68,7 @@ def ways(options: argparse.Namespace, targets: PositionTargets) -> dict[str, Way
         "fused, T = 2": ours(options, targets, 0.5, 2.0),
         "fused, soft targets alone": ours(options, targets, 1.0),
         "fused, reverse KL": ours(options, targets, 0.5, name="reverse_kl"),
+        "fused, frozen head": lambda h, w: ours(options, targets, 0.5)(h, w.detach()),
         "dense KL, full logits": lambda h, w: dense_kl(h, w, targets),
         "the head's products alone": lambda h, w: _Products.apply(h, w, options.chunk or chunk_for(h.device, len(w))),
     }

@@ -9,13 +9,13 @@ from distributed_kd.models.parts import Head
 
 
 def record_head_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """From now on, the number of positions of every call to `Head.logits`."""
+    """From now on, the number of positions of every product with a head, in `Head.logits` or for kernels."""
     rows: list[int] = []
-    logits = Head.logits
+    product = Head.product
 
     def recorded(self: Head, hidden: Tensor) -> Tensor:
         rows.append(len(hidden))
-        return logits(self, hidden)
+        return product(self, hidden)
 
-    monkeypatch.setattr(Head, "logits", recorded)
+    monkeypatch.setattr(Head, "product", recorded)
     return rows

@@ -15,14 +15,16 @@ TRAINER = {"processes": RANKS, "micro_batch": 2, "steps": STEPS, "checkpoint_eve
 _NOT_ARTIFACTS = shutil.ignore_patterns("student")
 
 
-def killed_rounds(prepared: dict[str, Any], stage: int, rounds: int, seed: int, folder: Path) -> list[dict[str, Any]]:
+def killed_rounds(
+    prepared: dict[str, Any], stage: int, rounds: int, seed: int, folder: Path, **trainer: Any
+) -> list[dict[str, Any]]:
     """Trains once undisturbed, then so many times with a kill; each round's weights must be those of the first.
 
     prepared: a recipe whose sequences and cache are there. One mapping a round: the drawn step, the step that ranks
     were killed in, and the one that they went on from. Raises `AssertionError`.
     """
     recipe = prepared | {"baseline": "off"}
-    recipe["trainer"] = recipe["trainer"] | TRAINER | {"deepspeed": {"zero_optimization": {"stage": stage}}}
+    recipe["trainer"] = recipe["trainer"] | TRAINER | {"deepspeed": {"zero_optimization": {"stage": stage}}} | trainer
     drawn = random.Random(f"{seed}/{stage}")
     folder.mkdir(parents=True)
 

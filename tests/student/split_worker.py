@@ -2,6 +2,8 @@
 
     python -m tests.student.split_worker OUT MICRO_BATCH ZERO_STAGE MODEL OBJECTIVE
 
+OBJECTIVE may have `gradient_clipping`, of the trainer, beside its own keys.
+
 Eight sequences of unequal masks, one of them with no scored position at all, make one global batch.
 """
 
@@ -46,12 +48,13 @@ def main(out: Path, micro_batch: int, stage: int, model_folder: str, said: dict[
     from distributed_kd.student.position_weights import PositionWeights
     from distributed_kd.student.stream import to_micro_batch
 
+    clipping = said.pop("gradient_clipping", 0.0)
     objective = Objective(**said)
     deepspeed.init_distributed(dist_backend="gloo")
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     trainer = Trainer(
         global_batch=8, micro_batch=micro_batch, steps=1, learning_rate=0.1, schedule="constant", warmup_fraction=0.0,
-        gradient_clipping=0.0,
+        gradient_clipping=clipping,
         deepspeed={"zero_optimization": {"stage": stage}, "zero_allow_untested_optimizer": True},
     )  # fmt: skip
     config = deepspeed_config(trainer, world)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -30,7 +31,7 @@ FORM: dict[str, Any] = {"temperature": 2.0, "alpha": 0.5}
 WEIGHTED = {**FORM, "confidence_exponent": 1.5, "entropy_share": 0.6}
 
 
-def run(folder: Path, model: Path, world: int, micro_batch: int, stage: int, said: dict[str, float]) -> dict[str, Any]:
+def run(folder: Path, model: Path, world: int, micro_batch: int, stage: int, said: dict[str, Any]) -> dict[str, Any]:
     out = folder / f"{world}-{micro_batch}-{stage}.pt"
     subprocess.run(
         [
@@ -80,3 +81,17 @@ def test_every_split_takes_the_same_step(
     assert found["weights"].keys() == wanted["weights"].keys()
     for name, expected in wanted["weights"].items():
         torch.testing.assert_close(found["weights"][name].double(), expected, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_gradient_beyond_the_norm_that_is_allowed_is_scaled_to_it(
+    exact: Callable[[bool], dict[str, Any]], toy_student: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    before = dict(AutoModelForCausalLM.from_pretrained(toy_student).double().named_parameters())
+    gradient = {name: (before[name] - weight).detach() / RATE for name, weight in exact(False)["weights"].items()}
+    norm = math.sqrt(sum(float(one.square().sum()) for one in gradient.values()))
+    found = run(tmp_path, toy_student, 2, 2, 2, FORM | {"gradient_clipping": norm / 4})["weights"]
+    for name, one in gradient.items():
+        step = (before[name] - found[name].double()).detach() / RATE
+        torch.testing.assert_close(step, one / 4, rtol=1e-3, atol=1e-5, msg=name)

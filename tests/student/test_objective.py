@@ -14,6 +14,7 @@ import torch
 
 from distributed_kd.errors import RequestError
 from distributed_kd.models.parts import Head
+from distributed_kd.student import divergence, objective
 from distributed_kd.student.objective import linear_distillation_loss
 from distributed_kd.student.position_targets import PositionTargets
 from distributed_kd.teacher.targets import top_k
@@ -167,25 +168,33 @@ def test_a_row_without_any_id_of_the_student_is_all_tail() -> None:
     assert hidden.grad.abs().max().item() < 1e-5
 
 
-def test_no_position_gives_zero_and_keeps_the_graph() -> None:
-    made = case(7, 1.0)
-    hidden = made["hidden"][:0].clone().requires_grad_()
-    weight = made["weight"].clone().requires_grad_()
-    loss = linear_distillation_loss(hidden, Head(weight), made["targets"].rows(0, 0), temperature=1.0, alpha=0.5)
-    loss.total.backward()
-    assert loss.total.item() == 0.0
-    assert weight.grad is not None
-    assert not weight.grad.any()
+@pytest.mark.parametrize("impl", ["chunked", "triton", "reference"])
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jsd", "skewed_kl", "total_variation"])
+def test_no_position_gives_zero_and_keeps_the_graph(name: str, alpha: float, impl: Any) -> None:
+    for temperature in (1.0, 2.0):
+        made = case(7, temperature)
+        hidden = made["hidden"][:0].clone().requires_grad_()
+        weight, bias = made["weight"].clone().requires_grad_(), torch.zeros(V, requires_grad=True)
+        loss = linear_distillation_loss(
+            hidden, Head(weight, bias), made["targets"].rows(0, 0), temperature=temperature, alpha=alpha, impl=impl,
+            divergence=divergence.find(name),
+        )  # fmt: skip
+        loss.total.backward()
+        assert loss.total.item() == 0.0
+        for parameter in (weight, bias):
+            assert parameter.grad is not None and not parameter.grad.any()
+        assert hidden.grad is not None and hidden.grad.shape == (0, D)
 
 
-def test_logits_exist_for_a_chunk_of_positions_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("impl", ["chunked", "triton"])
+def test_logits_exist_for_a_chunk_of_positions_at_a_time(monkeypatch: pytest.MonkeyPatch, impl: Any) -> None:
     made = case(7, 2.0)
     rows = record_head_rows(monkeypatch)
     hidden, weight = made["hidden"].clone().requires_grad_(), made["weight"].clone().requires_grad_()
-    loss = linear_distillation_loss(hidden, Head(weight), made["targets"], temperature=2.0, alpha=0.5, chunk=5)
-    loss.total.backward()
-    assert sum(rows) == N
-    assert max(rows) == 5
+    form: dict[str, Any] = {"temperature": 2.0, "alpha": 0.5, "chunk": 5, "impl": impl}
+    linear_distillation_loss(hidden, Head(weight), made["targets"], **form).total.backward()
+    assert rows == [5, 5, 5, 5, 3]
 
 
 def test_a_second_backward_pass_is_an_error_and_not_a_wrong_gradient() -> None:
@@ -197,12 +206,20 @@ def test_a_second_backward_pass_is_an_error_and_not_a_wrong_gradient() -> None:
         loss.total.backward()
 
 
-def test_a_frozen_head_gets_no_gradient() -> None:
+@pytest.mark.parametrize("impl", ["chunked", "triton"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_frozen_head_costs_no_product_for_its_gradient(
+    monkeypatch: pytest.MonkeyPatch, frozen: bool, impl: Any
+) -> None:
     made = case(7, 1.0)
-    hidden = made["hidden"].clone().requires_grad_()
-    loss = linear_distillation_loss(hidden, Head(made["weight"]), made["targets"], temperature=1.0, alpha=0.5)
-    loss.total.backward()
-    assert made["weight"].grad is None
+    products: list[int] = []
+    add = objective._add_product
+    monkeypatch.setattr(objective, "_add_product", lambda *given: (products.append(len(given[2])), add(*given))[1])
+    hidden, weight = made["hidden"].clone().requires_grad_(), made["weight"].clone().requires_grad_(not frozen)
+    form: dict[str, Any] = {"temperature": 1.0, "alpha": 0.5, "chunk": 5, "impl": impl}
+    linear_distillation_loss(hidden, Head(weight), made["targets"], **form).total.backward()
+    assert products == ([] if frozen else [5, 5, 5, 5, 3])
+    assert (weight.grad is None) == frozen
     assert hidden.grad is not None
 
 

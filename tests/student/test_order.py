@@ -70,15 +70,17 @@ def test_there_are_as_many_lanes_as_divide_a_batch_and_a_store_bears(batch: int,
     assert GlobalOrder("abc", 0, ROWS, batch).lanes == lanes
 
 
-def test_a_rank_reads_its_part_of_the_shards_and_each_of_them_for_one_window() -> None:
+def test_a_rank_reads_its_part_of_the_shards_and_each_of_them_for_one_window(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 320 shards of 16: an epoch's first use of each to its last is about a window, and ranks share next to none."""
+    monkeypatch.setattr(orders, "_SHUFFLED", 512)
     shards, rows, batch, world = 320, 16, 64, 8
     order = GlobalOrder("abc", 0, np.full(shards, rows), batch)
     steps = shards * rows // batch
     by_rank = [[order.rank_batch(step, rank, world) // rows for step in range(steps)] for rank in range(world)]
     read = [len(np.unique(steps_of)) for steps_of in by_rank]
     assert sum(read) <= shards + order.lanes  # a lane's two ends may lie in shards that are shared
-    window = max(1, orders._SHUFFLED // order.lanes) + 2 * rows  # sequences of a lane
+    window = orders._SHUFFLED // order.lanes + 2 * rows  # sequences of a lane
+    assert window < order.sequences // order.lanes / 3
     for steps_of in by_rank:
         for shard in np.unique(steps_of):
             used = [step for step, own in enumerate(steps_of) if shard in own]

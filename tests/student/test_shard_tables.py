@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
 from distributed_kd import cache
 from distributed_kd.cache.reader import LogitCache
 from distributed_kd.errors import RequestError
+from distributed_kd.store.disk_cache import DiskCache
 from distributed_kd.store.filesystem import Store
+from distributed_kd.store.index import shard_name
 from distributed_kd.student import shard_tables
 from distributed_kd.student.order import GlobalOrder
 from distributed_kd.student.shard_tables import ShardTables
@@ -128,6 +132,40 @@ def test_each_shard_is_read_once_an_epoch_but_where_a_lane_ends(
             pass
     assert set(read) == set(range(24))
     assert len(read) <= 24 + world - 1  # neighbouring ranks share a shard
+
+
+def test_ranks_that_share_a_disk_get_each_shard_from_the_store_once(tmp_path: Path) -> None:
+    """In two epochs of three ranks, which read the same shards at the same time."""
+    make_cache(Store(str(tmp_path / "cache")), "plain-1", shards=6, rows=8)
+    got: list[str] = []
+
+    class Counted(LocalFileSystem):  # type: ignore[misc]
+        cachable = False
+
+        def cat_file(self, path: str, start: int | None = None, end: int | None = None, **said: Any) -> bytes:
+            if path.endswith(".arrow") and "shards/" in path:
+                got.append(path.rpartition("/")[2])
+                time.sleep(0.02)
+            data: bytes = super().cat_file(path, start, end, **said)
+            return data
+
+    def rank(number: int) -> None:
+        store = Store(str(tmp_path / "cache"))
+        store.fs = Counted()
+        own = cache.open(store)
+        order = GlobalOrder("abc", 0, own.entries.rows, 6)
+        stream = Stream(
+            own, order, rank=number, world=3, micro_batch=2, temperature=TEMPERATURES[0],
+            disk=DiskCache(tmp_path / "disk", 1 << 30),
+        )  # fmt: skip
+        assert len(list(stream.steps(0, 16))) == 16
+
+    ranks = [threading.Thread(target=rank, args=(number,)) for number in range(3)]
+    for one in ranks:
+        one.start()
+    for one in ranks:
+        one.join()
+    assert sorted(got) == sorted(shard_name(shard).rpartition("/")[2] for shard in range(6))
 
 
 def test_a_held_shard_is_let_go(opened: LogitCache, monkeypatch: pytest.MonkeyPatch) -> None:
