@@ -161,7 +161,7 @@ def _pip(arguments: list[str]) -> None:
         for extra in extras.rstrip("]").split(","):
             if extra not in PROJECT["project"]["optional-dependencies"]:
                 raise ValueError(f"there is no extra {extra}")
-    elif name not in ("lm-eval",) and f"\n{name}==" not in (ROOT / "constraints.txt").read_text():
+    elif f"\n{name}==" not in (ROOT / "constraints.txt").read_text().replace("_", "-"):
         raise ValueError(f"{name} is not in constraints.txt")
 
 

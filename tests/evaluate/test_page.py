@@ -245,6 +245,23 @@ def test_what_the_cache_holds_and_what_else_it_might() -> None:
     assert "What fewer ids would have kept, of 4,096 positions of the cache." in page
     assert "on 4,080 positions of 16 sequences. As it is, the cache is 0.0316 nats a position at T = 1" in page
     assert "64 94.0 0.0312 96.9% 0.0469 93.8%" in page
+    whole = render(report(), METRICS)
+    shown = whole.partition('<h2 id="audit">')[2].partition("<h2 ")[0]
+    labels = [unescape(one) for one in re.findall(r'<svg class="plot" [^>]* role="img" aria-label="([^"]*)"', shown)]
+    along = "over ids kept a position, K, ids kept a position, K from 16 to 128: at T = 1"
+    costs = "from 0.125 to 0.0156 and at T = 2 from 0.188 to 0.0234"
+    assert labels == [
+        f"KL of what is left out, nats {along} {costs}",
+        f"teacher mass kept {along} from 0.875 to 0.984 and at T = 2 from 0.75 to 0.969",
+        f"KL of what is left out, nats over bytes a position, bytes a position from 46 to 158: at T = 1 {costs}",
+    ]
+    ids = re.findall(r' id="([^"]*)"', whole)
+    assert len(ids) == len(set(ids)), "two elements of one id: a plot would show the other's parts"
+    for place, name in enumerate(("audit-cost", "audit-mass", "audit-bytes")):
+        plot = shown.split('<svg class="plot"')[place + 1].partition("</svg>")[0]
+        own = re.findall(r' id="([^"]*)"', plot)
+        assert own and all(one.startswith(f"{name}-") for one in own)
+        assert set(re.findall(r'(?:href="#|url\(#)([^")]*)', plot)) == set(own)
     drawn = report()["audit"] | {"method": "sample", "temperatures": {"1": {"squared_error": 0.02}}}
     drawn["alternatives"] = [
         {

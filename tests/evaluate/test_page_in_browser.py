@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import html
+import io
+import re
 from pathlib import Path
 
 import pytest
+from pypdf import PdfReader
 
 from distributed_kd.evaluate.page.render import render
 from tests import browser
@@ -25,7 +29,15 @@ def check(page: Path, folder: Path) -> None:
         assert view.screenshot.stat().st_size > 10_000
     papers = {view.scheme: view.background for view in seen.views}
     assert papers == {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 23, 26)"}
-    assert seen.printed.startswith(b"%PDF")
+    pages = [sheet.extract_text() for sheet in PdfReader(io.BytesIO(seen.printed)).pages]
+    assert 2 <= len(pages) <= 12, "neither cut after a sheet nor a section a sheet"
+    assert all(sheet.strip() for sheet in pages)
+    text = "".join("".join(pages).split())  # a PDF has glyphs at places; spaces between them are a reader's guess
+    hidden = re.findall(r"<details>(.*?)</details>", page.read_text(), re.DOTALL)
+    assert hidden
+    for one in hidden:  # closed on a screen
+        said = "".join(html.unescape(re.sub(r"<[^>]+>", "", one)).split())
+        assert said in text, said[:200]
 
 
 def test_every_section_on_a_phone_and_a_screen_light_and_dark(tmp_path: Path) -> None:
