@@ -2,10 +2,13 @@
 
     vllm     JSON lines, one answer of a completions request (or of a batch's output) with `prompt_logprobs` each.
              Entry t is of the prompt's token t, from the tokens before it, so that it belongs to position t - 1; the
-             first is null. It always has the prompt's own token, which says whether it is of this sequence.
+             first is null. It always has the prompt's own token, which says whether it is of this sequence. Read from
+             vLLM's `entrypoints/openai/completion/` (`protocol.py` of d5dba2d, `serving.py` of cc139d8): a choice has
+             `prompt_logprobs: list[dict[int, Logprob] | None]`, no logprob below -9999.
     axolotl  a folder as `datasets` saves it: axolotl's prepared dataset, with `target_token_ids`, `target_logprobs` and
-             `target_mask`. Row t was once of token t and is now of token t + 1; which it is follows from the mask,
-             which is that of `labels`, shifted or not.
+             `target_mask`. Read from axolotl 0.18.0 (067b021), `integrations/kd/`: rows that `chat_template.py`
+             prepares are of token t, with the mask of `labels[t]`, those for which `collator_online_teacher.py` asks
+             vLLM of token t + 1, with that of `labels[t + 1]`. Which it is follows from the mask.
 
 A reader gives each row's place and itself; its lists function the lists of a row, for position t those that predict
 token t + 1, and None where there are none. It raises `ValueError` for a row that is not of the sequence.

@@ -53,7 +53,7 @@ def write_json_lines(path: Path, answers: list[dict[str, Any]]) -> Path:
 
 
 def axolotl_row(sequence: Sequence, log_p: torch.Tensor, k: int, of_next: bool, normalised: bool) -> dict[str, Any]:
-    """A row of a prepared dataset: rows of targets of their own token, or (`of_next`) of the one that follows."""
+    """A row of a prepared dataset, as of axolotl 0.18.0: targets of their own token, or (`of_next`) of the next one."""
     labels = [-100, *sequence.labels[:-1].tolist()]
     values, kept = log_p.topk(k, dim=1)
     if normalised:

@@ -100,7 +100,7 @@ def test_a_prepared_dataset_of_axolotl_either_way(
     recipe: dict[str, Any], prepared_recipe: dict[str, Any], served: list[tuple[Sequence, Any]], tmp_path: Path,
     of_next: bool,
 ) -> None:  # fmt: skip
-    """Rows of their own token, as axolotl once wrote them, and of the next one, as it does now."""
+    """Rows of their own token, as its chat template prepares them, and of the next one, as its vLLM collator does."""
     from datasets import Dataset
 
     rows = [axolotl_row(sequence, log_p, K, of_next, normalised=False) for sequence, log_p in served]
