@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from distributed_kd.student.objective import linear_distillation_loss
     from distributed_kd.student.order import GlobalOrder
     from distributed_kd.student.position_targets import PositionTargets
+    from distributed_kd.student.trainer_mixin import DistillationMixin
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CacheDataset",
     "Collator",
+    "DistillationMixin",
     "GlobalOrder",
     "Head",
     "PositionTargets",
@@ -33,6 +35,7 @@ __all__ = [
 _WHERE = {
     "CacheDataset": "student.dataset",
     "Collator": "student.dataset",
+    "DistillationMixin": "student.trainer_mixin",
     "GlobalOrder": "student.order",
     "Head": "models.parts",
     "PositionTargets": "student.position_targets",

@@ -89,6 +89,10 @@ def test_a_trainer_of_transformers(place: Path) -> None:
     found["DistillationTrainer"](
         student, whole, train_dataset=found["data"], data_collator=found["Collator"](2.0)
     ).train()
+    evaluated = found["DistillationTrainer"](
+        student, whole, eval_dataset=found["data"], data_collator=found["Collator"](2.0)
+    ).evaluate()
+    assert 0.0 < evaluated["eval_loss"] < losses[0], "and a loss of its own where nobody has counted"
     for name, value in student.named_parameters():
         torch.testing.assert_close(value, saved.get_parameter(name), atol=2e-4, rtol=1e-3, msg=name)
 
@@ -128,12 +132,34 @@ def test_requests_for_a_server(place: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_sft_trainer_of_trl(place: Path) -> None:
+def test_the_sft_trainer_of_trl(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its losses are those of a loop of ours over the same batches."""
     pytest.importorskip("trl", reason="trl is not installed")
-    losses = [
-        line["loss"] for line in run_block(PAGE, "TRL's SFTTrainer")["trainer"].state.log_history if "loss" in line
-    ]
+    from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
+
+    from distributed_kd import Collator, distillation_loss
+
+    batches: list[dict[str, torch.Tensor]] = []
+    collate = Collator.__call__
+
+    def recorded(self: Collator, rows: Any) -> dict[str, torch.Tensor]:
+        batches.append(collate(self, rows))
+        return batches[-1]
+
+    monkeypatch.setattr(Collator, "__call__", recorded)
+    logged = run_block(PAGE, "TRL's SFTTrainer")["trainer"].state.log_history
+    losses = [line["loss"] for line in logged if "loss" in line]
     assert len(losses) == 6 and losses[-1] < losses[0]
+    # The same by hand: the same batches, AdamW as it stands, clipping at 1 and a rate that falls to nothing.
+    student = AutoModelForCausalLM.from_pretrained("path/to/student")
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2, weight_decay=0.0)
+    schedule = get_linear_schedule_with_warmup(optimizer, 0, 6)
+    for batch, loss_there in zip(batches, losses, strict=False):
+        loss = distillation_loss(student, batch, alpha=0.5).total / len(batch["target_labels"])
+        assert loss.item() == pytest.approx(loss_there, rel=1e-3)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step(), schedule.step(), optimizer.zero_grad()
 
 
 def _rank(notes: str, heading: str) -> None:
