@@ -86,6 +86,24 @@ def test_a_training_is_stopped_requeued_and_finished(
     assert metrics == list(range(200)), "no step was taken twice"
 
 
+@pytest.mark.long  # a minute or two for the branch of a host that is not the first
+def test_a_capture_on_two_nodes(
+    toy_recipe: dict[str, Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The second node's Ray joins the first's, and both have replicas."""
+    toy_recipe["capture"] = toy_recipe.get("capture", {}) | {"replicas": 2}
+    recipe = write_recipe(tmp_path, toy_recipe)
+    work = Path(toy_recipe["workdir"])
+    assert dkd("prepare", recipe).returncode == 0
+    with slurm.slurm(tmp_path_factory.mktemp("slurm"), nodes=2) as variables:
+        job = Job(variables, tmp_path, "--nodes=2", "--ntasks-per-node=1", SCRIPTS / "capture.sbatch", recipe, work)
+        until(job.ended, f"the end ({job.log})", 500.0)
+        facts = job.facts()
+    assert (facts["JobState"], facts["ExitCode"], facts["NumNodes"]) == ("COMPLETED", "0:0", "2"), job.said()
+    assert "2 replicas" in job.said(), "one processor a node: each has one"
+    assert json.loads(dkd("inspect", work / "cache", "--json").stdout)["missing_shards"] == []
+
+
 @pytest.mark.long  # the training's script is stopped and requeued in the same way
 def test_a_capture_is_stopped_requeued_and_finished(
     one_node: dict[str, str], toy_recipe: dict[str, Any], tmp_path: Path

@@ -1,4 +1,8 @@
-"""A Slurm of one node on this machine: munge, controller and node with files, ports and keys of their own."""
+"""A Slurm of one node or two on this machine: munge, controller and nodes with files, ports and keys of their own.
+
+A second node is this host under its other name, `localhost`, on a port of its own: what runs there reaches the first by
+the name that Slurm gives it.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +26,10 @@ AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 SlurmctldPort={controller}
-SlurmdPort={node}
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SwitchType=switch/none
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
@@ -34,8 +37,8 @@ TaskPlugin=task/none
 ReturnToService=2
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
-NodeName={host} CPUs=2 State=UNKNOWN
-PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:4
+{nodes}
+PartitionName=all Nodes={names} Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:4
 """
 
 
@@ -47,12 +50,18 @@ def why_not() -> str | None:
 
 
 @contextmanager
-def slurm(folder: Path) -> Iterator[dict[str, str]]:
+def slurm(folder: Path, nodes: int = 1) -> Iterator[dict[str, str]]:
     """The variables with which `srun` finds it. What was started ends with it."""
-    settings = folder / "slurm.conf"
+    settings, host = folder / "slurm.conf", socket.gethostname()
+    names = [host, "localhost"][:nodes]
     settings.write_text(
-        _SETTINGS.format(host=socket.gethostname(), folder=folder, controller=free_port(), node=free_port())
-    )
+        _SETTINGS.format(
+            host=host, folder=folder, controller=free_port(), names=",".join(names),
+            nodes="\n".join(
+                f"NodeName={name} NodeHostname={host} Port={free_port()} CPUs=2 State=UNKNOWN" for name in names
+            ),
+        )
+    )  # fmt: skip
     (folder / "state").mkdir()
     (folder / "key").write_bytes(os.urandom(1024))
     (folder / "key").chmod(0o600)
@@ -63,7 +72,8 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
     started = []
     try:
         with (folder / "log").open("w") as log:
-            for command in (munge, ["slurmctld", "-D", "-i", "-f", settings], ["slurmd", "-D", "-f", settings]):
+            daemons = [["slurmd", "-D", "-N", name, "-f", settings] for name in names]
+            for command in (munge, ["slurmctld", "-D", "-i", "-f", settings], *daemons):
                 program = _program(str(command[0]))
                 assert program is not None
                 started.append(
@@ -75,7 +85,7 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
             asked = subprocess.run(
                 ["sinfo", "-h", "-o", "%T"], env=os.environ | variables, capture_output=True, text=True
             )
-            return asked.stdout.strip() in ("idle", "mixed")
+            return len(set(asked.stdout.split()) - {"idle", "mixed"}) == 0 and asked.stdout.strip() != ""
 
         until(is_idle, f"Slurm ({folder}/log)", 60.0)
         yield variables
