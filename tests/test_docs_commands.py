@@ -286,7 +286,7 @@ def test_the_readmes_python(place: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.long  # a minute or two of starts; each command has a test of its own
+@pytest.mark.timeout(1500)  # two minutes of starts
 def test_the_readmes_commands_in_their_order(place: Path, toy_teacher: Path) -> None:
     """As they stand, all of the list. Two caches to merge and what vLLM has served are laid where it has them."""
     [block] = [one for one in BLOCKS if (one.page, one.heading, one.language) == ("README.md", "How it works", "")]
