@@ -1,6 +1,6 @@
 """The receipts of an unfinished cache, up to millions: columns in memory, and few files in the store.
 
-As objects a million receipts take 1.8 GB. As columns they take 81 bytes each, and one is made when it is asked for.
+As objects a million receipts take 1.8 GB. As columns they take 82 bytes each, and one is made when it is asked for.
 
 A worker puts each receipt as a file of its own, which needs no other worker and no lock. A million of such files are
 slow to come back to: by one request after the other, of 20 ms each, in five hours; by 64 at once in five minutes of
