@@ -38,7 +38,6 @@ def lease(store: Store, what: str, seconds: float = SECONDS) -> Iterator[None]:
             f"{store.uri} is in work by process {other['process']} on {other['host']}; wait for it or stop it before "
             f"another `{what}`: its lease expires in {left:.0f} s, unless it is renewed"
         )
-    _put(store, holder, seconds)
     ended = threading.Event()
 
     def hold() -> None:
@@ -52,7 +51,8 @@ def lease(store: Store, what: str, seconds: float = SECONDS) -> Iterator[None]:
     # Given back from there, too: who is told to stop cannot wait until a store that has gone answers.
     thread = threading.Thread(target=hold, name="lease", daemon=True)
     thread.start()
-    try:
+    try:  # from before it is written on: who is told to stop may be told in between
+        _put(store, holder, seconds)
         yield
     finally:
         ended.set()

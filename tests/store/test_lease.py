@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from distributed_kd.errors import RequestError
+from distributed_kd.errors import RequestError, Stopped
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.lease import LEASE_NAME, lease
 from tests.commands import ROOT
@@ -37,6 +37,17 @@ def test_it_is_held_and_renewed_while_the_work_goes_on_and_gone_afterwards(tmp_p
     with pytest.raises(ZeroDivisionError), lease(store, "dkd cache"):
         raise ZeroDivisionError
     assert not store.exists(LEASE_NAME)
+
+
+def test_a_stop_right_behind_its_writing_gives_it_back(tmp_path: Path) -> None:
+    class Stopping(Store):
+        def put(self, name: str, data: bytes) -> None:
+            super().put(name, data)
+            raise Stopped("by SIGTERM")
+
+    with pytest.raises(Stopped), lease(Stopping(str(tmp_path)), "dkd cache"):
+        raise AssertionError("nothing is done")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_it_is_left_to_expire_where_the_store_no_longer_answers(
