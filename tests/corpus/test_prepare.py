@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,28 @@ def test_the_line_that_is_wrong_reaches_the_user_from_a_task(
     toy_recipe["corpus"]["source"] = str(source)
     with pytest.raises(RequestError, match=r"x\.jsonl\.gz line 41 has no column 'text'"):
         prepare(parse(toy_recipe))
+
+
+def test_a_source_that_has_changed_under_its_name_is_noticed(
+    toy_recipe: dict[str, Any], tmp_path: Path, ray_cluster: Any
+) -> None:
+    """By its digest: name, size and time are those that they were. What is there stays as it is."""
+    source = toys.write_corpus(tmp_path)
+    one = sorted(source.glob("*.txt"))[3]
+    toy_recipe["corpus"]["source"] = str(source)
+    recipe = parse(toy_recipe)
+    first = prepare(recipe)
+    assert prepare(recipe) == first
+    before = {path: path.read_bytes() for path in Path(recipe.workdir).rglob("*") if path.is_file()}
+    text, times = one.read_text(), one.stat()
+    one.write_text("w1" + text[2:] if not text.startswith("w1") else "w2" + text[2:])
+    os.utime(one, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert one.stat().st_size == times.st_size and one.stat().st_mtime_ns == times.st_mtime_ns
+    with pytest.raises(RequestError, match=r"holds sequences made from something else .*; choose another `workdir`"):
+        prepare(recipe)
+    assert {path: path.read_bytes() for path in Path(recipe.workdir).rglob("*") if path.is_file()} == before
+    one.write_text(text)
+    assert prepare(recipe) == first
 
 
 @pytest.mark.parametrize("ending", [".jsonl.gz", ".jsonl", ".txt.gz"])

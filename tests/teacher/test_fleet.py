@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -17,9 +18,12 @@ import psutil
 import pytest
 
 from distributed_kd.cache.inspect import inspect
+from distributed_kd.cache.shard import Row
+from distributed_kd.corpus.sequences import Sequence
 from distributed_kd.errors import Stopped, WorkError
 from distributed_kd.launch.stop import handler_kept, stopped_by_sigterm
 from distributed_kd.recipe import parse
+from distributed_kd.teacher.replica import Replica
 from tests.commands import ROOT, dkd, said, write_recipe
 from tests.disturbed import (
     add_finished,
@@ -27,9 +31,11 @@ from tests.disturbed import (
     receipts_of,
     replicas,
     said_by_capture,
+    shards_of,
     start_driver,
     until,
     writes_of,
+    written_receipts,
 )
 
 pytestmark = pytest.mark.slow
@@ -53,7 +59,9 @@ def cluster() -> Iterator[Any]:
 def many_shards(toy_recipe: dict[str, Any]) -> dict[str, Any]:
     """One sequence a shard, so that there is a while to disturb."""
     toy_recipe["corpus"]["shard_sequences"] = 1
-    toy_recipe["capture"] |= {"replicas": "auto", "stall_minutes": 5.0}
+    toy_recipe["capture"] |= {
+        "replicas": "auto", "stall_minutes": 5.0, "codec": "compact-1", "table_positions": 600,
+    }  # fmt: skip
     return toy_recipe
 
 
@@ -72,8 +80,21 @@ def test_replicas_nodes_and_drivers_are_killed_and_nothing_is_lost_or_done_twice
     assert len(undisturbed) > 100
     shutil.rmtree(work / "cache")
 
-    driver = start_driver(recipe)
     cache = work / "cache"
+    with written_receipts(cache) as written:
+        driver = disturb(cluster, start_driver(recipe), recipe, cache, drawn)
+        errors = driver.communicate(timeout=400)[1]
+    assert driver.returncode == 0, errors
+    assert "was lost" in errors
+    assert files_of(cache) == undisturbed
+    assert {shard: len(files) for shard, files in written.items()} == dict.fromkeys(writes_of(cache), 1)
+    assert dkd("verify", cache).returncode == 0
+
+
+def disturb(
+    cluster: Any, driver: subprocess.Popen[str], recipe: Path, cache: Path, drawn: random.Random
+) -> subprocess.Popen[str]:
+    """Kills one thing after the other, and returns the driver that is left."""
     finished: dict[str, tuple[int, int]] = {}
     for what in ("replica", "joins", "node", "driver", "replica"):
         wanted = len(finished) + drawn.randrange(1, 9)
@@ -97,12 +118,8 @@ def test_replicas_nodes_and_drivers_are_killed_and_nothing_is_lost_or_done_twice
         for process in held:
             with suppress(psutil.NoSuchProcess):
                 process.resume()
-    errors = driver.communicate(timeout=400)[1]
-    assert driver.returncode == 0, errors
-    assert "was lost" in errors
-    assert files_of(cache) == undisturbed
     add_finished(finished, cache)
-    assert dkd("verify", cache).returncode == 0
+    return driver
 
 
 def test_a_second_driver_is_refused_and_sigterm_ends_the_first_well(
@@ -233,6 +250,43 @@ def test_a_replica_that_hangs_while_it_loads_is_replaced(
     assert "cache: replica 0 was lost: no progress for 0.2 minutes" in lines
 
 
+class DiesOfTheSample(Replica):
+    """Killed once the sample for the code tables is through its teacher, as often as a file in the workdir says."""
+
+    def _rows(self, sequences: list[Sequence]) -> list[Row]:
+        rows = super()._rows(sequences)
+        left = Path(self.recipe.workdir) / "deaths"
+        if deaths := int(left.read_text()):
+            left.write_text(str(deaths - 1))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rows
+
+
+def test_a_replica_that_dies_while_it_makes_the_code_tables_is_replaced(
+    ray_cluster: Any, toy_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from distributed_kd.corpus.prepare import prepare
+    from distributed_kd.teacher import fleet
+    from distributed_kd.teacher.capture import capture
+
+    toy_recipe["capture"] |= {"codec": "compact-1", "table_positions": 600}
+    recipe = parse(toy_recipe)
+    prepare(recipe)
+    work = Path(recipe.workdir)
+    shutil.copytree(work, tmp_path / "undisturbed")
+    capture(parse(toy_recipe | {"workdir": str(tmp_path / "undisturbed")}))
+
+    monkeypatch.setattr(fleet, "Replica", DiesOfTheSample)
+    (work / "deaths").write_text("6")
+    with pytest.raises(WorkError, match="6 replicas were lost before they had made the code tables; mend the cause"):
+        capture(recipe)
+    assert not (work / "cache" / "manifest.json").exists()
+    (work / "deaths").write_text("1")
+    lines = said_by_capture(recipe, lambda: None, monkeypatch)
+    assert len([line for line in lines if "was lost" in line]) == 1
+    assert files_of(work / "cache") == files_of(tmp_path / "undisturbed" / "cache")
+
+
 def test_replicas_that_are_to_use_gpus_wait_for_a_node_that_has_some(
     cluster: Any, toy_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -266,9 +320,9 @@ def test_a_shard_that_cannot_be_done_is_set_aside_by_name_and_the_others_are_wri
     with pytest.raises(WorkError, match=r"1 of \d+ shards were set aside.*shard 1: .*00000001\.arrow is damaged"):
         capture(recipe)
     cache = Path(recipe.workdir) / "cache"
-    written = files_of(cache)
+    written = shards_of(cache)
     assert "00000001.arrow" not in written
     assert len(written) > 5
     damaged.write_bytes(whole)
     assert capture(recipe).index is not None
-    assert written.items() < files_of(cache).items()
+    assert written.items() < shards_of(cache).items()
