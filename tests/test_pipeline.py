@@ -40,6 +40,12 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def artifacts_of(work: Path) -> dict[str, bytes]:
+    """Sequences and cache with their indexes, manifests and receipts; not how long they took, and where they lie."""
+    files = {name: content for name, content in files_of(work).items() if name.startswith(("sequences/", "cache/"))}
+    return {name: content for name, content in files.items() if not name.endswith(("run.json", "recipe.yaml"))}
+
+
 def test_the_line_runs_then_skips_and_trains_without_the_teacher(
     toy_recipe: dict[str, Any], toy_corpus: Path, tmp_path: Path
 ) -> None:
@@ -176,11 +182,7 @@ def test_shards_do_not_depend_on_workers_blocks_taken_up_or_replicas(
         recipe = parse(data)
         prepare(recipe)
         capture(recipe)
-        return {
-            f"{folder}/{name}": content
-            for folder in ("sequences", "cache")
-            for name, content in files_of(tmp_path / work / folder / "shards").items()
-        }
+        return artifacts_of(tmp_path / work)
 
     first = shards("first")
     assert len(first) > 10
@@ -188,6 +190,7 @@ def test_shards_do_not_depend_on_workers_blocks_taken_up_or_replicas(
     assert prepared_on_one_processor(toy_recipe, tmp_path / "third") == {
         name: content for name, content in first.items() if name.startswith("sequences/")
     }
+    assert {f"cache/{name}" for name in ("manifest.json", "index.arrow", "computed.json")} <= first.keys()
 
     # A capture that lost two shards, their receipts and its commit goes on and ends with the same bytes.
     cache = tmp_path / "first" / "cache"
@@ -208,7 +211,7 @@ def test_shards_do_not_depend_on_workers_blocks_taken_up_or_replicas(
 
 
 def prepared_on_one_processor(recipe: dict[str, Any], work: Path) -> dict[str, bytes]:
-    """The sequence shards that a Ray of a single processor writes: one task after the other."""
+    """The sequences that a Ray of a single processor writes: one task after the other."""
     code = (
         "import json, sys, ray\n"
         "from distributed_kd.corpus.prepare import prepare\n"
@@ -219,7 +222,7 @@ def prepared_on_one_processor(recipe: dict[str, Any], work: Path) -> dict[str, b
     data = json.dumps({**recipe, "workdir": str(work)})
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
     subprocess.run([sys.executable, "-c", code, data], env=environment, check=True, timeout=200)
-    return {f"sequences/{name}": content for name, content in files_of(work / "sequences" / "shards").items()}
+    return {name: content for name, content in artifacts_of(work).items() if name.startswith("sequences/")}
 
 
 def test_training_that_was_killed_and_then_stopped_ends_with_the_uninterrupted_weights(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.commands import ROOT, dkd, write_recipe
-from tests.disturbed import files_of
+from tests.disturbed import shards_of
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +51,7 @@ def test_what_a_capture_puts_into_the_object_store_are_receipts(
     done = dkd("cache", recipe)
     assert done.returncode == 0, done.stderr
     objects, size = (now - then for now, then in zip(ever_created(cluster), before, strict=True))
-    shards = files_of(Path(toy_recipe["workdir"]) / "cache")
+    shards = shards_of(Path(toy_recipe["workdir"]) / "cache")
     assert objects >= len(shards), "the store does not count what is small"
     # What a shard's targets take at their smallest, compressed; a receipt and a manifest are far below.
     smallest = min(map(len, shards.values()))
