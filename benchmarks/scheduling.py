@@ -1,11 +1,12 @@
 """What handing out shards costs: shards a second through replicas that do nothing, three ways on one local Ray.
 
-    python benchmarks/scheduling.py [--shards 1000] [--replicas 2] [--json]
+    python benchmarks/scheduling.py [--shards 1000] [--replicas 2] [--ways fleet] [--json]
 
 `fleet` is the capture's own loop (`teacher/capture.py: run` over `Fleet` and `Schedule`), its replica one that returns
 a receipt at once; `actor_pool` is `ray.util.ActorPool.map_unordered` over the same actors, `ray_data` a `map_batches`
 of Ray Data over shard numbers with an actor pool of the same size, a shard a batch. The rate is from the first
-receipt to the last, so that starting actors and loading count for none of them.
+receipt to the last, so that starting actors and loading count for none of them. The driver's resident memory is taken
+on the way, at 10 thousand shards and at each tenfold: of `fleet` with the receipts that a capture keeps.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from typing import Any
 os.environ["RAY_AUTH_MODE"] = "disabled"
 
 import numpy as np
+import psutil
 import ray
 
-from distributed_kd.cache.manifest import CacheManifest, Receipt
+from distributed_kd.cache.manifest import PARTS, CacheManifest, Receipt
+from distributed_kd.cache.receipts import Receipts
 from distributed_kd.launch.ray_cluster import RayCluster
 from distributed_kd.recipe import Recipe, parse
 from distributed_kd.store.digest import fingerprint
@@ -52,7 +55,7 @@ class NoReplica:
 
     def capture(self, shard: int, manifest: CacheManifest) -> Receipt:
         self.done += 1
-        return Receipt(manifest.fingerprint, ShardEntry(shard, 1, 1, 1, "0" * 64), {}, 0.0)
+        return Receipt(manifest.fingerprint, ShardEntry(shard, 1, 1, 1, "0" * 64), dict.fromkeys(PARTS, 0), 0.0)
 
 
 class Batches:
@@ -67,7 +70,10 @@ def through_fleet(shards: int, replicas: int, manifest: CacheManifest, recipe: R
     cluster = RayCluster()
     fleet = fleets.Fleet(recipe, cluster)
     fleet.fit(shards)
-    yield from filter(None, run(fleet, Schedule(range(shards)), manifest))
+    receipts = Receipts(manifest.fingerprint, shards)
+    for receipt in filter(None, run(fleet, Schedule(range(shards)), manifest)):
+        receipts[receipt.entry.shard] = receipt
+        yield receipt
     cluster.close()
 
 
@@ -84,6 +90,10 @@ def through_ray_data(shards: int, replicas: int, manifest: CacheManifest, recipe
     numbers = ray.data.range(shards, override_num_blocks=shards)
     done = numbers.map_batches(Batches, batch_size=1, concurrency=replicas, num_cpus=1)
     yield from done.iter_batches(batch_size=1)
+
+
+WAYS = {"fleet": through_fleet, "actor_pool": through_actor_pool, "ray_data": through_ray_data}
+_LOOKS = (10_000, 100_000, 1_000_000)  # shards, after which the driver's memory is looked at
 
 
 def measure(name: str, shards: int, replicas: int) -> dict[str, Any]:
@@ -105,36 +115,40 @@ def measure(name: str, shards: int, replicas: int) -> dict[str, Any]:
             logging_level="ERROR", runtime_env={"env_vars": {"PYTHONPATH": os.getcwd()}},
         )  # fmt: skip
         try:
-            way = {"fleet": through_fleet, "actor_pool": through_actor_pool, "ray_data": through_ray_data}[name]
-            receipts = way(shards, replicas, manifest, recipe)
+            receipts = WAYS[name](shards, replicas, manifest, recipe)
             next(receipts)
-            begun = time.perf_counter()
-            count = 1 + sum(1 for _ in receipts)
+            begun, held = time.perf_counter(), {}
+            for count, _ in enumerate(receipts, start=2):
+                if count in _LOOKS or count == shards:
+                    held[count] = psutil.Process().memory_info().rss
             seconds = time.perf_counter() - begun
         finally:
             ray.shutdown()
     assert count == shards, f"{name}: {count} of {shards}"
-    return {"way": name, "shards": shards, "replicas": replicas, "shards_per_second": (shards - 1) / seconds}
+    rate = (shards - 1) / seconds
+    return {"way": name, "shards": shards, "replicas": replicas, "shards_per_second": rate, "driver_bytes": held}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shards", type=int, default=1000)
     parser.add_argument("--replicas", type=int, default=2)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     report = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": {"python": platform.python_version(), "ray": ray.__version__},
-        "rows": [measure(way, options.shards, options.replicas) for way in ("fleet", "actor_pool", "ray_data")],
+        "rows": [measure(way, options.shards, options.replicas) for way in options.ways],
     }
     if options.json:
         print(json.dumps(report))
         return
     print(f"{report['machine']}; {', '.join(f'{name} {v}' for name, v in report['versions'].items())}")
-    print(f"{'way':>12} {'shards':>8} {'replicas':>9} {'shards/s':>9}")
+    print(f"{'way':>12} {'shards':>9} {'replicas':>9} {'shards/s':>9}  driver's MB after so many shards")
     for row in report["rows"]:
-        print(f"{row['way']:>12} {row['shards']:8,} {row['replicas']:9} {row['shards_per_second']:9.0f}")
+        held = ", ".join(f"{size / 1e6:.0f} after {count:,}" for count, size in row["driver_bytes"].items())
+        print(f"{row['way']:>12} {row['shards']:9,} {row['replicas']:9} {row['shards_per_second']:9.0f}  {held}")
 
 
 if __name__ == "__main__":
