@@ -60,14 +60,6 @@ def test_a_student_learns_from_the_mean_of_two_teachers(
     hotter = {"targets": {"temperatures": [3.0]}, "objective": {"temperature": 3.0}}
     with pytest.raises(RequestError, match=r"objective\.temperature 3 is not in \S+; it holds \[1\.0, 2\.0\]"):
         train(parse(toy_recipe | hotter))
-    manifest = both / "cache" / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"method": "sample"}))
-    for divergence in ("reverse_kl", "jsd", "skewed_kl", "total_variation"):
-        line = rf"is a merge of drawn targets: objective\.divergence {divergence} is biased"
-        with pytest.raises(RequestError, match=line):
-            train(parse(toy_recipe | {"objective": toy_recipe["objective"] | {"divergence": divergence}}))
-    with pytest.raises(RequestError, match=r"is a merge of drawn targets: objective\.confidence_exponent"):
-        train(parse(toy_recipe | {"objective": toy_recipe["objective"] | {"confidence_exponent": 1.0}}))
     shutil.rmtree(both / "sequences")
     toy_recipe["corpus"]["sequence_length"] = 12
     prepare(parse(toy_recipe))
