@@ -66,3 +66,11 @@ def test_a_precision_that_the_device_lacks_is_refused(prepared_recipe: dict[str,
     assert [process.exitcode for process in ranks.processes] == [2], ranks.said()
     line = "dkd: trainer.precision float16: the cpu here does not compute in it; choose float32 or bfloat16"
     assert line in ranks.said().splitlines()
+
+
+@pytest.mark.long
+def test_compiled_layers_train_alike_in_an_engine(prepared_recipe: dict[str, Any], tmp_path: Path) -> None:
+    for name, compiled in (("plain", False), ("compiled", True)):
+        Ranks(recipe_of(prepared_recipe, tmp_path / name, compile=compiled), tmp_path / f"run-{name}", 2).wait()
+    found, plain = losses(tmp_path / "compiled"), losses(tmp_path / "plain")
+    assert found == pytest.approx(plain, rel=1e-4)
