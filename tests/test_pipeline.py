@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distributed_kd import stages
 from distributed_kd.cache import open as cache_of
@@ -84,6 +85,10 @@ def test_the_line_runs_then_skips_and_trains_without_the_teacher(
     losses = [line["loss"] for line in metrics]  # of other batches each: which ones follows from the teacher's path too
     assert sum(losses[-4:]) < sum(losses[:4])
     assert all(0.0 <= line["data_wait"] < 1.0 for line in metrics)
+    curves = EventAccumulator(str(work / "student" / "tensorboard"))
+    curves.Reload()
+    assert {*curves.Tags()["scalars"]} == {f"train/{name}" for line in metrics for name in line} - {"train/step"}
+    assert [event.value for event in curves.Scalars("train/loss")] == pytest.approx(losses)
 
     before = files_of(work)
     done = dkd("run", recipe)
