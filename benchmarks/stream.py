@@ -3,13 +3,14 @@
     python benchmarks/stream.py --cache runs/demo/cache [--positions 200000] [--peers PYTHON] [--json]
 
 The rows of a cache (`make demo` leaves one) are repeated, each with an id of its own, until there are so many
-positions, and written anew with each codec. `positions_per_second`: read, checked, decoded and collated by one rank, a
-second of a processor, all threads together; the best of `_RUNS` runs after one that warms up. The peers read the same
-ids and float16 logits as arrays of a sequence, with libraries that stand in an environment of their own
-(`benchmarks/logit_cache/peers.py`); they neither decode nor collate. `data_wait`: the share of a step that waits for
-the reader, its consumer asleep for a batch's positions at `--pace` a second, over an HTTP server on loopback that
-answers after 50 ms and then gives 100 MB/s a connection; `first_step` is the first one's wait, in seconds, not in that
-share.
+positions, and written anew with each codec, in shards of which none has a row twice: zstd would find the copy.
+`positions_per_second`: read, checked, decoded and collated by one rank, a second of a processor, all threads together.
+The peers read the same ids and float16 logits as arrays of a sequence, with libraries that stand in an environment of
+their own (`benchmarks/logit_cache/peers.py`), in chunks of as many sequences; they neither decode nor collate.
+`data_wait`: the share of a step that waits for the reader, its consumer asleep for a batch's positions at `--pace` a
+second, over an HTTP server on loopback that answers after 50 ms and then gives 100 MB/s a connection; `first_step` is
+the first one's wait, in seconds, not in that share. All ways take turns in `--rounds` rounds, after one that warms up,
+and figures are medians over them; `time_ratio` is processor time a position against plain-1 in the same round.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import json
 import multiprocessing
 import os
 import platform
+import statistics
 import subprocess
 import tempfile
 import time
@@ -46,18 +48,17 @@ from distributed_kd.student.order import GlobalOrder
 from distributed_kd.student.stream import Stream
 
 CODECS = ("compact-1", "plain-1")
-SHARD_ROWS, BATCH, MICRO_BATCH = 64, 32, 8
+SHARD_ROWS, BATCH, MICRO_BATCH = 64, 32, 8  # at most
 LATENCY, RATE = 0.05, 100e6  # seconds, and bytes a second of a connection
-_RUNS = 3
 
 
-def write_cache(store: Store, rows: list[Row], like: CacheManifest, codec: str) -> LogitCache:
+def write_cache(store: Store, rows: list[Row], shard_rows: int, like: CacheManifest, codec: str) -> LogitCache:
     tables = None
     if codecs.find(codec).build_tables is not None:
-        tables = shard.build_tables(rows[: 2 * SHARD_ROWS], codec, like.vocabulary_size, 0)
+        tables = shard.build_tables(rows[:shard_rows], codec, like.vocabulary_size, 0)
     entries = []
-    for number, begin in enumerate(range(0, len(rows), SHARD_ROWS)):
-        own = rows[begin : begin + SHARD_ROWS]
+    for number, begin in enumerate(range(0, len(rows), shard_rows)):
+        own = rows[begin : begin + shard_rows]
         data, _ = shard.encode(own, codec, like.fingerprint, number, tables)
         store.put(shard_name(number), data)
         entries.append(ShardEntry(number, len(own), sum(len(row.targets) for row in own), len(data), sha256(data)))
@@ -84,38 +85,36 @@ def stream_of(opened: LogitCache) -> Any:
 
 
 def positions_per_second(opened: LogitCache) -> float:
-    best = 0.0
-    for turn in range(1 + _RUNS):
-        begun, positions = time.process_time(), 0
-        for batches in stream_of(opened)[0]:
-            positions += sum(len(batch.targets) for batch in batches)
-        if turn:
-            best = max(best, positions / (time.process_time() - begun))
-    return best
+    begun, positions = time.process_time(), 0
+    for batches in stream_of(opened)[0]:
+        positions += sum(len(batch.targets) for batch in batches)
+    return positions / (time.process_time() - begun)
 
 
-def of_peers(rows: list[Row], python: str) -> list[dict[str, Any]]:
-    """The same numbers as arrays, rows of other lengths than the first left out."""
-    length = len(rows[0].targets)
-    own = [row.targets for row in rows if len(row.targets) == length]
-    found = []
-    with tempfile.TemporaryDirectory() as folder:
+class Peers:
+    """The same numbers as arrays in `folder`, rows of other lengths than the first left out."""
+
+    def __init__(self, rows: list[Row], shard_rows: int, python: str, folder: str) -> None:
+        self.length = len(rows[0].targets)
+        own = [row.targets for row in rows if len(row.targets) == self.length]
+        self.sequences, self.python, self.folder = len(own), python, folder
         arrays = {
             "ids": np.stack([targets.ids for targets in own]),
             "logits": np.stack([targets.logits.astype(np.float16) for targets in own]),
             "tail_odds": np.stack([targets.tail_odds for targets in own]),
         }
+        self.chunk_bytes = shard_rows * sum(array[0].nbytes for array in arrays.values())
         np.savez(Path(folder) / "case.npz", **arrays)
-        for name in PACKAGES:
-            script = Path(__file__).parent / "logit_cache" / "peers.py"
-            done = subprocess.run([python, str(script), name, folder], capture_output=True, text=True)
-            if done.returncode == MISSING:
-                raise SystemExit(f"{python} has no {PACKAGES[name]}; install it there")
-            if done.returncode:
-                raise SystemExit(done.stderr)
-            seconds = json.loads(done.stdout)["case"]["decode_seconds"]
-            found.append({"name": PACKAGES[name], "positions_per_second": len(own) * length / seconds})
-    return found
+
+    def positions_per_second(self, name: str) -> float:
+        script = Path(__file__).parent / "logit_cache" / "peers.py"
+        command = [self.python, str(script), name, self.folder, str(self.chunk_bytes)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode == MISSING:
+            raise SystemExit(f"{self.python} has no {PACKAGES[name]}; install it there")
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        return self.sequences * self.length / float(json.loads(done.stdout)["case"]["decode_seconds"])
 
 
 class _Far(BaseHTTPRequestHandler):
@@ -179,28 +178,51 @@ def data_wait(folder: str, pace: int) -> dict[str, float]:
 
 def report(options: argparse.Namespace) -> dict[str, Any]:
     source = cache.open(options.cache)
-    held = repeated(next(iter(source.batches(len(source)))), options.positions)
+    rows = next(iter(source.batches(len(source))))
+    held, shard_rows = repeated(rows, options.positions), min(SHARD_ROWS, len(rows))
     positions = sum(len(row.targets) for row in held)
     processors = os.sched_getaffinity(0)
-    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for codec in CODECS:
-            store = Store(f"{folder}/{codec}")
-            opened = write_cache(store, held, source.manifest, codec)
-            row = {"name": codec, "bytes_per_position": int(opened.entries.bytes.sum()) / positions}
+        opened = {
+            codec: write_cache(Store(f"{folder}/{codec}"), held, shard_rows, source.manifest, codec)
+            for codec in CODECS
+        }  # fmt: skip
+        peers = Peers(held, shard_rows, options.peers, folder) if options.peers else None
+
+        def one_round() -> dict[str, Any]:
             os.sched_setaffinity(0, {min(processors)})  # threads that are started now stay there
             pa.set_cpu_count(1)
-            row["positions_per_second"] = positions_per_second(opened)
+            found: dict[str, Any] = {codec: positions_per_second(own) for codec, own in opened.items()}
             os.sched_setaffinity(0, processors)
-            for pace in options.pace:
-                rows.append(row | {"pace": pace} | data_wait(store.uri, pace))
-                row = {"name": codec}
-    if options.peers:
-        rows += of_peers(held, options.peers)
+            if peers is not None:
+                found |= {package: peers.positions_per_second(name) for name, package in PACKAGES.items()}
+            waits = {(codec, pace): data_wait(f"{folder}/{codec}", pace) for codec in CODECS for pace in options.pace}
+            return found | waits
+
+        one_round()
+        rounds = [one_round() for _ in range(options.rounds)]
+
+    def median(key: Any, figure: Any = lambda found: found) -> float:
+        return statistics.median(figure(own[key]) for own in rounds)
+
+    def speed_of(name: str) -> dict[str, Any]:
+        ratio = statistics.median(own["plain-1"] / own[name] for own in rounds)
+        return {"name": name, "positions_per_second": median(name), "time_ratio": ratio}
+
+    found_rows: list[dict[str, Any]] = []
+    for codec in CODECS:
+        found_rows.append(speed_of(codec) | {"bytes_per_position": int(opened[codec].entries.bytes.sum()) / positions})
+        for pace in options.pace:
+            waits = {
+                key: median((codec, pace), lambda found, key=key: found[key]) for key in ("data_wait", "first_step")
+            }
+            found_rows.append({"name": f"{codec}, {pace:,} positions a second asked for", "pace": pace, **waits})
+    found_rows += [speed_of(package) for package in (PACKAGES.values() if peers else ())]
     return {
         "machine": f"{platform.machine()}, {len(processors)} processors, load {os.getloadavg()[0]:.1f}",
         "versions": {"torch": torch.__version__, "pyarrow": pa.__version__, "numpy": np.__version__},
-        "positions": positions, "k": source.manifest.k, "rows": rows,
+        "positions": positions, "k": source.manifest.k, "shard_sequences": shard_rows, "rounds": options.rounds,
+        "rows": found_rows,
     }  # fmt: skip
 
 
@@ -209,6 +231,7 @@ def main() -> None:
     parser.add_argument("--cache", required=True)
     parser.add_argument("--positions", type=int, default=200_000)
     parser.add_argument("--pace", type=int, nargs="+", default=[20_000, 100_000])
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peers", help="a Python that has MosaicML Streaming and litData")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -217,10 +240,10 @@ def main() -> None:
         print(json.dumps(found, indent=1))
         return
     print(f"{found['machine']}; {found['positions']:,} positions, K = {found['k']}")
-    columns = ("positions_per_second", "bytes_per_position", "pace", "data_wait", "first_step")
-    print(f"{'':28}" + "".join(f"{name:>22}" for name in columns))
+    columns = ("positions_per_second", "time_ratio", "bytes_per_position", "data_wait", "first_step")
+    print(f"{'':44}" + "".join(f"{name:>22}" for name in columns))
     for row in found["rows"]:
-        print(f"{row['name']:28}" + "".join(f"{row[name]:22,.4g}" if name in row else f"{'':22}" for name in columns))
+        print(f"{row['name']:44}" + "".join(f"{row[name]:22,.4g}" if name in row else f"{'':22}" for name in columns))
 
 
 if __name__ == "__main__":
