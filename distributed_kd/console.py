@@ -25,7 +25,7 @@ _results: TextIO | None = None
 
 
 class Advance(Protocol):
-    def __call__(self, done: float, note: str = "") -> None: ...
+    def __call__(self, done: float, note: str = "", total: float | None = None) -> None: ...
 
 
 def is_quiet() -> bool:
@@ -119,10 +119,10 @@ def _late_line(out: Any, description: str) -> Iterator[None]:
 
 @contextmanager
 def progress(description: str, total: float) -> Iterator[Advance]:
-    """Yields `advance(done, note)`: the work done so far out of `total`, and a few words beside the bar."""
+    """Yields `advance(done, note, total)`: the work done so far, a few words beside the bar, and all of it anew."""
     out = console()
     if is_quiet():
-        yield lambda done, note="": None
+        yield lambda done, note="", total=None: None
     elif out.is_terminal:
         yield from _bar(out, description, total)
     else:
@@ -151,8 +151,8 @@ def _bar(out: Any, description: str, total: float) -> Iterator[Advance]:
     task = bar.add_task(description, total=total)
     beneath = Text(no_wrap=True, overflow="ellipsis")
 
-    def advance(done: float, note: str = "") -> None:
-        bar.update(task, completed=done)
+    def advance(done: float, note: str = "", total: float | None = None) -> None:
+        bar.update(task, completed=done, total=total)
         beneath.plain = f"{'':>10}{note}"
 
     with Live(Group(bar, beneath), console=out, refresh_per_second=10):
@@ -163,8 +163,11 @@ def _plain(out: Any, description: str, total: float) -> Advance:
     begun = said = time.monotonic()
     told = -1.0
 
-    def advance(done: float, note: str = "") -> None:
-        nonlocal said, told
+    all_of_it = total
+
+    def advance(done: float, note: str = "", total: float | None = None) -> None:
+        nonlocal said, told, all_of_it
+        total = all_of_it = all_of_it if total is None else total
         now = time.monotonic()
         if done == told or (now - said < _PLAIN_SECONDS and done < total):
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from distributed_kd import console
 from distributed_kd.corpus import builtin
 from distributed_kd.corpus.cut import survey
 from distributed_kd.corpus.source import list_files
+from distributed_kd.models import locate
 from distributed_kd.recipe import Corpus
 
 
@@ -130,3 +132,32 @@ def test_a_source_that_is_made_here_says_so(out: io.StringIO, tmp_path: Path, mo
     monkeypatch.setattr("distributed_kd.corpus.builtin.digits.write", lambda _: time.sleep(0.2))
     builtin.resolve("builtin:digits")
     assert out.getvalue() == "making corpus.source builtin:digits, once on this machine\n"
+
+
+def test_a_fetch_from_the_hub_has_the_bytes_of_all_files(
+    out: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its client makes bars and moves them, from a thread a file, while libraries' own are switched off."""
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+
+    def fetching(repository: str, tqdm_class: Any, **_: Any) -> str:
+        with tqdm_class(total=3, desc="Fetching 3 files"), tqdm_class(total=0, unit="B", unit_scale=True) as bar:
+            time.sleep(0.2)  # asking which files there are
+
+            def fetch(size: int) -> None:
+                bar.total += size
+                for _ in range(4):
+                    time.sleep(0.15)
+                    bar.update(size // 4)
+
+            with ThreadPoolExecutor(3) as threads:
+                list(threads.map(fetch, (400, 8_000, 4_000_000)))
+                bar.refresh()
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetching)
+    assert locate.find("owner/model") == tmp_path
+    first, *lines = out.getvalue().splitlines()
+    assert first == "fetching owner/model from the hub"
+    assert lines[-1].startswith("fetch: 4,008,400 of 4,008,400 after ") and "bytes/s" in lines[-1]
+    assert len(lines) > 1 and all(line.startswith("fetch: ") for line in lines)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from distributed_kd import console
 from distributed_kd.cache.manifest import CacheManifest, read_entries
 from distributed_kd.cache.receipts import Receipts
 from distributed_kd.errors import RequestError
@@ -32,7 +33,8 @@ def inspect(uri: str) -> dict[str, Any]:
 def facts_of(store: Store, manifest: CacheManifest) -> dict[str, Any]:
     """What `inspect` says of the cache in `store`, whose manifest this is."""
     if manifest.index is not None:
-        entries = read_entries(store, manifest)
+        with console.waiting(f"reading the index of {store.uri}"):
+            entries = read_entries(store, manifest)
         parts, kept_mass, left_out = manifest.bytes_by_part, manifest.mean_kept_mass, manifest.left_out
     else:
         receipts = Receipts.read_all(store, manifest.fingerprint, manifest.shards)

@@ -65,12 +65,14 @@ class Receipts(MutableMapping[int, Receipt]):
     @classmethod
     def read_all(cls, store: Store, fingerprint: str, shards: int) -> Receipts:
         """Those that `store` holds of this fingerprint. Raises `RequestError` for a file that holds something else."""
-        return cls._read(store, fingerprint, shards, strict=True)
+        with console.waiting(f"reading the receipts of {store.uri}"):
+            return cls._read(store, fingerprint, shards, strict=True)
 
     @classmethod
     def read_good(cls, store: Store, fingerprint: str, shards: int) -> Receipts:
         """As `read_all`, but what is no receipt counts as not there: its shard is done again."""
-        return cls._read(store, fingerprint, shards, strict=False)
+        with console.waiting(f"reading the receipts of {store.uri}"):
+            return cls._read(store, fingerprint, shards, strict=False)
 
     @classmethod
     def _read(cls, store: Store, fingerprint: str, shards: int, strict: bool) -> Receipts:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from distributed_kd import console
 from distributed_kd.cache import shard as shards
 from distributed_kd.cache.manifest import CacheManifest, ErrorBound, Receipt, remove_leftovers
 from distributed_kd.cache.receipts import Receipts
@@ -40,6 +41,11 @@ def put_rows(
 
 def commit(store: Store, manifest: CacheManifest, receipts: Receipts) -> CacheManifest:
     """Writes the index of all shards from their receipts, then the manifest that names it: the cache is finished."""
+    with console.waiting(f"writing the index of {store.uri}"):
+        return _commit(store, manifest, receipts)
+
+
+def _commit(store: Store, manifest: CacheManifest, receipts: Receipts) -> CacheManifest:
     remove_leftovers(store)
     if manifest.index is not None:  # committed anew: unfinished in between, so that no manifest names another index
         manifest = manifest.model_copy(update={"index": None, "bytes_by_part": None, "mean_kept_mass": None})

@@ -130,10 +130,10 @@ def _push(workdir: Store, repository: str) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    folder = as_local_folder(workdir, f"student/{EXPORT}")
     try:
         hub = HfApi()
         with console.waiting(f"card: uploading to {repository}"):
+            folder = as_local_folder(workdir, f"student/{EXPORT}")
             hub.create_repo(repository, private=True, exist_ok=True)
             done = hub.upload_folder(repo_id=repository, folder_path=folder)
     except HFValidationError as error:

@@ -8,11 +8,15 @@ package itself is never imported) or a hub id. GGUF files are converted once to 
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from distributed_kd import console
 from distributed_kd.errors import RequestError
@@ -107,13 +111,42 @@ def _from_hub(repository: str, revision: str | None, weights: bool) -> Path:
 
     patterns = [*_HUB_FILES, "*.safetensors"] if weights else _HUB_FILES
     try:
-        with console.waiting(f"fetching {repository} from the hub"):
-            return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        with _bytes_shown(f"fetching {repository} from the hub") as bar:
+            return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, tqdm_class=bar))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         raise RequestError(
             f"model {repository}: neither a local folder nor to be had from the hub ({reason})"
         ) from error
+
+
+@contextmanager
+def _bytes_shown(waiting: str) -> Iterator[Any]:
+    """A class of bars for the hub's client, which makes one of all files' bytes: shown as ours from the first one on.
+
+    Until then, and where all is here already, it is a wait.
+    """
+    from tqdm import tqdm
+
+    with ExitStack() as shown:
+        shown.enter_context(console.waiting(waiting))
+        pace = console.Pace("bytes")
+        advance: list[console.Advance] = []
+
+        class Shown(tqdm):  # type: ignore[misc]  # it is not typed
+            def __init__(self, *given: Any, **named: Any) -> None:
+                super().__init__(*given, **named | {"file": io.StringIO(), "disable": False})
+
+            def display(self, *_: Any, **__: Any) -> bool:
+                """Called under the lock of all bars, by whichever thread has written something."""
+                if self.unit == "B" and self.n:
+                    if not advance:
+                        shown.close()
+                        advance.append(shown.enter_context(console.progress("fetch", self.total)))
+                    advance[0](self.n, pace(self.n), self.total)
+                return True
+
+        yield Shown
 
 
 def cache_folder() -> Path:

@@ -77,7 +77,8 @@ def capture(recipe: Recipe, order: Callable[[str, np.ndarray], np.ndarray] | Non
         if found is None:
             store.put("recipe.yaml", dump(recipe).encode())
         receipts = Receipts.read_all(store, manifest.fingerprint, manifest.shards)
-        receipts.fold(store)
+        with console.waiting(f"cache: folding the receipts of {store.uri}"):
+            receipts.fold(store)
         missing = wanted[np.isin(wanted, receipts.missing)]
         if receipts:
             console.say(f"cache: {len(receipts)} of {manifest.shards} shards are there already; going on")

@@ -201,24 +201,22 @@ def _probe(recipe: Recipe, shards: int, batches: list[list[Sequence]], variants:
             ray.get([probe.load.remote() for probe in probes])
         loaded = time.monotonic() - begun
         sequences = [sequence for batch in batches for sequence in batch]
-        with console.progress("plan", 4) as advance:
-            advance(0, "warming up")
+        with console.waiting("plan: warming up"):
             ray.get([probe.warm_up.remote(sequences[0]) for probe in probes])
-            advance(1, "batches")
+        with console.waiting(f"plan: running {len(batches)} batches"):
             alone: list[Timed] = []
             if count > 1:
                 alone, batches = ray.get(probes[0].run.remote(batches[:1])), batches[1:]
             each = len(batches) // count
             parts = [batches[n * each : (n + 1) * each] for n in range(count)]
             beside = ray.get([probe.run.remote(own) for probe, own in zip(probes, parts, strict=True)])
-            advance(2, "encoding them")
+        with console.waiting("plan: encoding them"):
             rows = [row for one in [*alone, *(one for own in beside for one in own)] for row in one.rows]
             beyond = ray.get(probes[0].beyond.remote(rows))
-            advance(3, "other targets")
+        with console.waiting("plan: trying other targets"):
             some = _some([row.sequence for row in rows])
             shares = ray.get([probe.keep.remote(some[n::count], variants) for n, probe in enumerate(probes)])
             kept = [Kept.together([share[place] for share in shares]) for place in range(len(variants))]
-            advance(4, "done")
         stopping = time.monotonic()
     return _Found(alone, beside, beyond, kept, replicas, loaded, time.monotonic() - stopping)
 

@@ -1,0 +1,77 @@
+"""Every command tells what it does where it takes more than a moment, and says nothing beside its result in JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distributed_kd.cache.manifest import CacheManifest
+from distributed_kd.store.filesystem import Store
+from tests.commands import ROOT, write_recipe
+
+# `dkd` where every moment is long.
+AT_ONCE = """
+import sys
+from distributed_kd import console
+console._WAIT_SECONDS = console._PLAIN_SECONDS = 0.0
+from distributed_kd.cli import main
+main(sys.argv[1:])
+"""
+
+
+def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    own = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "DKD_QUIET")}
+    done = subprocess.run(
+        [sys.executable, "-c", AT_ONCE, *map(str, arguments)],
+        cwd=cwd, capture_output=True, text=True, timeout=500, env=own | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["inspect", "work/cache"], "reading the index of "),
+        (["inspect", "begun/cache"], "reading the receipts of "),
+        (["status", "work"], "reading the index of "),
+        (["verify", "work/cache"], "verify: "),
+        (["repair", "recipe.yaml"], "verify: "),
+        (["export", "work/cache", "--out", "work.parquet"], "export: "),
+        (["merge", "work/cache", "other/cache", "--out", "merged"], "writing the index of "),
+        (["audit", "work/cache", "--positions", "64"], "audit: "),
+        (["plan", "recipe.yaml", "--positions", "64"], "plan: "),
+        (["cache", "recipe.yaml", "workdir=begun"], "writing the index of "),
+        (["prepare", "recipe.yaml", "workdir=fresh"], "survey: "),
+        # Ranks start, twice.
+        pytest.param(["train", "recipe.yaml", "trainer.steps=2"], "student: ", marks=pytest.mark.long),
+        pytest.param(["doctor", "recipe.yaml"], "doctor: ranks", marks=pytest.mark.long),
+    ],
+    ids=lambda one: " ".join(one[:2]) if isinstance(one, list) else "",
+)
+def test_what_a_command_does_is_told(
+    arguments: list[str], line: str, prepared_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    for folder, extra in (("plain", []), ("json", ["--json"])):
+        place = tmp_path / folder
+        for name in ("work", "other", "begun"):
+            shutil.copytree(prepared_recipe["workdir"], place / name)
+        store = Store(str(place / "begun/cache"))
+        manifest = CacheManifest.read(store)
+        assert manifest is not None
+        manifest.model_copy(update={"index": None, "bytes_by_part": None, "mean_kept_mass": None}).put(store)
+        write_recipe(place, prepared_recipe | {"workdir": "work"})
+        done = run(*arguments, *extra, cwd=place)
+        told = [one for one in done.stderr.splitlines() if one.startswith(line)]
+        assert bool(told) == (not extra), done.stderr
+        if extra:
+            json.loads(done.stdout)
+            assert not [one for one in done.stderr.splitlines() if "after" in one or "reading" in one], done.stderr
