@@ -12,7 +12,7 @@ from distributed_kd.recipe.section import Positive, Section
 class Capture(Section):
     units: ClassVar = {
         "replicas": "replicas", "threads": "processors", "batch_tokens": "tokens", "head_chunk": "positions",
-        "table_positions": "positions", "stall_minutes": "minutes",
+        "table_positions": "positions", "stall_minutes": "minutes", "leave_out": "ids of sequences",
     }  # fmt: skip
     replicas: Positive | Literal["auto"] = Field(
         "auto", description="teacher copies; auto: one a GPU, without any one for each `threads` processors"
