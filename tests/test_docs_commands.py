@@ -60,6 +60,8 @@ RUN_BY = {
         f"{CLASSICS}::test_distilberts_chain_is_nearer_to_its_teacher_than_labels_alone",
         f"{CLASSICS}::test_what_is_claimed_of_half_a_bert",
     ],
+    ("docs/classics.md", "Few labels"): [f"{CLASSICS}::test_what_is_claimed_of_half_a_bert"],
+    ("docs/classics.md", "General distillation and fewer layers"): [f"{CLASSICS}::test_what_is_claimed_of_half_a_bert"],
     ("docs/deploying.md", "Slurm"): [
         "tests/infra/test_slurm.py::test_a_capture_is_stopped_requeued_and_finished",
         "tests/infra/test_slurm.py::test_a_training_is_stopped_requeued_and_finished",
