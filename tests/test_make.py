@@ -42,6 +42,7 @@ def make(copy: Path, target: str, *settings: str) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 def test_a_commit_is_held_to_the_hooks(copy: Path, tmp_path: Path) -> None:
     """`pre-commit run --all-files` passes, and a file with a fault does not."""
     (copy / ".venv").symlink_to(Path(sys.executable).parent.parent)
@@ -91,5 +92,6 @@ def test_a_few_seconds_of_fuzzing(copy: Path) -> None:
     assert "compact-1" in make(copy, "fuzz", "SECONDS=5")
 
 
+@pytest.mark.long
 def test_a_few_mutants(copy: Path) -> None:
     assert "killed" in make(copy, "mutants", "SAMPLE=2", "GROUPS=cache")
