@@ -25,7 +25,7 @@ AGAIN = "install what ranks are started with again: pip install torch deepspeed 
 _NETWORK = (
     "set GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME on GPUs) to the network between the ranks; `ip -br link` has them"
 )
-_COMPILER = "install a C++ compiler and ninja (apt-get install g++ ninja-build)"
+COMPILER = "install a C++ compiler and ninja (apt-get install g++ ninja-build)"
 # Of Ray's `check_version_info`: the cluster's versions, then this process's.
 _MISMATCH = re.compile(
     r"Version mismatch: The cluster was started with:\s+Ray: (\S+)\s+Python: (\S+)"
@@ -35,7 +35,7 @@ _MISMATCH = re.compile(
 # What a rank that cannot start says -> what helps; the first that fits.
 _CURES = {
     r"No module named": AGAIN,
-    r"building extension|ninja|C\+\+|cpp_extension": f"{_COMPILER}, and remove ~/.cache/torch_extensions",
+    r"building extension|ninja|C\+\+|cpp_extension": f"{COMPILER}, and remove ~/.cache/torch_extensions",
     r"out of memory": "end what else holds this GPU's memory (nvidia-smi names it), or set trainer.processes lower",
     r"": _NETWORK,
 }
@@ -79,7 +79,7 @@ def ranks(recipe: Recipe | None) -> Finding:
         return Finding("ranks", "ok", f"{count} over {backend}, {time.monotonic() - begun:.0f} s")
     last = next((line for line in reversed(done.stderr.splitlines()) if "Error" in line), "no reason was given")
     cure = next(cure for sign, cure in _CURES.items() if re.search(sign, last, re.IGNORECASE))
-    fix = _COMPILER if shutil.which("g++") is None else cure
+    fix = COMPILER if shutil.which("g++") is None else cure
     return Finding("ranks", "missing", f"{count} over {backend}: {last.strip()[:200]}", fix)
 
 

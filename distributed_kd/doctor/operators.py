@@ -11,6 +11,7 @@ import sys
 from typing import Literal
 
 from distributed_kd.doctor.finding import Finding
+from distributed_kd.doctor.machine import COMPILER
 from distributed_kd.launch.processors import set_processors
 from distributed_kd.recipe import Recipe
 from distributed_kd.student.engine import deepspeed_config
@@ -31,8 +32,7 @@ def operators(recipe: Recipe | None) -> Finding:
     if done.returncode == 0:
         return Finding("operators", "ok", "DeepSpeed's optimizer for offload compiles")
     last = next((line for line in reversed(done.stderr.splitlines()) if "rror" in line), "no reason was given")
-    fix = "install a C++ compiler and ninja (apt-get install g++ ninja-build), or set "
-    fix += "trainer.deepspeed.optimizer.params.torch_adam=true where the optimizer is offloaded"
+    fix = f"{COMPILER}, or set trainer.deepspeed.optimizer.params.torch_adam=true where the optimizer is offloaded"
     state: Literal["warning", "missing"] = "warning" if recipe is None else "missing"
     return Finding("operators", state, f"DeepSpeed's optimizer for offload does not compile: {last.strip()[:200]}", fix)
 
