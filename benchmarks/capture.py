@@ -198,6 +198,8 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "machine": f"{device}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "model": options.model,
+        "text": options.text,
         "dtype": options.dtype,
         "chunk_times_v_bytes": recipe.capture.head_chunk * vocabulary * 4,
         "positions_per_shard": options.shard_sequences * (options.length - 1),

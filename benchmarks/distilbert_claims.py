@@ -49,7 +49,7 @@ MASKED = "recipes/distilbert-masked.yaml"
 NO_TEACHER = ("teachers=[]", "objective.alpha=0", "baseline=off")
 FIGURES = ("accuracy", "agreement", "ece", "kl_from_teacher", "perplexity")
 DIFFERENCES = ("accuracy", "agreement", "kl_from_teacher", "cross_entropy", "ece")
-LEARNS_FROM = {"labels": ("objective.alpha=0",), "labels and logits": ()}  # overrides
+LEARNS_FROM = {"labels": ("labels", "objective.alpha=0"), "labels and logits": ("logits",)}  # folder, overrides
 LAYERS = {1: [0], 2: [0, 5], 3: [0, 2, 5]}
 RESAMPLES = 2_000
 Arms = dict[str, list[Scores]]  # by name, of each seed
@@ -123,10 +123,9 @@ def cosine(options: argparse.Namespace) -> list[dict[str, Any]]:
 def general(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Both from labels alone and from labels and logits."""
     rows = []
-    for learns_from, overrides in LEARNS_FROM.items():
+    for learns_from, (name, *overrides) in LEARNS_FROM.items():
         arms: Arms = {"MiniLM's layers": [], "general distillation": []}
         for seed in range(options.seeds):
-            name = learns_from.split()[-1]
             students = [
                 tweets(options, f"general/{name}-{seed}", seed, minilm(options), *overrides),
                 tweets(options, f"layers/3-{name}-{seed}", seed, distilled(options, 3), *overrides),
@@ -144,8 +143,8 @@ def layers(options: argparse.Namespace) -> list[dict[str, Any]]:
         for seed in range(options.seeds):
             start = distilled(options, count)
             students = [
-                tweets(options, f"layers/{count}-{name.split()[-1]}-{seed}", seed, start, *overrides)
-                for name, overrides in LEARNS_FROM.items()
+                tweets(options, f"layers/{count}-{name}-{seed}", seed, start, *overrides)
+                for name, *overrides in LEARNS_FROM.values()
             ]
             for name, scores in zip(arms, judged(students, options), strict=True):
                 arms[name].append(scores)

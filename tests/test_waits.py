@@ -15,6 +15,7 @@ import pytest
 from distributed_kd.cache.manifest import CacheManifest
 from distributed_kd.store.filesystem import Store
 from tests.commands import ROOT, write_recipe
+from tests.teacher.served import log_probabilities, training_sequences, vllm_answer, write_json_lines
 
 # `dkd` where every moment is long.
 AT_ONCE = """
@@ -36,6 +37,16 @@ def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
+def tells(arguments: list[str], line: str, extra: list[str], cwd: Path) -> None:
+    """Runs it in `cwd`: what it does is told, by a line that begins so, or with `extra` --json is not."""
+    done = run(*arguments, *extra, cwd=cwd)
+    told = [one for one in done.stderr.splitlines() if one.startswith(line)]
+    assert bool(told) == (not extra), done.stderr
+    if extra:
+        json.loads(done.stdout)
+        assert not [one for one in done.stderr.splitlines() if "after" in one or "reading" in one], done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "line"),
@@ -51,9 +62,7 @@ def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["plan", "recipe.yaml", "--positions", "64"], "plan: "),
         (["cache", "recipe.yaml", "workdir=begun"], "writing the index of "),
         (["prepare", "recipe.yaml", "workdir=fresh"], "survey: "),
-        # Ranks start, twice.
-        pytest.param(["train", "recipe.yaml", "trainer.steps=2"], "student: ", marks=pytest.mark.long),
-        pytest.param(["doctor", "recipe.yaml"], "doctor: ranks", marks=pytest.mark.long),
+        pytest.param(["doctor", "recipe.yaml"], "doctor: ranks", marks=pytest.mark.long),  # ranks start, twice
     ],
     ids=lambda one: " ".join(one[:2]) if isinstance(one, list) else "",
 )
@@ -69,9 +78,31 @@ def test_what_a_command_does_is_told(
         assert manifest is not None
         manifest.model_copy(update={"index": None, "bytes_by_part": None, "mean_kept_mass": None}).put(store)
         write_recipe(place, prepared_recipe | {"workdir": "work"})
-        done = run(*arguments, *extra, cwd=place)
-        told = [one for one in done.stderr.splitlines() if one.startswith(line)]
-        assert bool(told) == (not extra), done.stderr
-        if extra:
-            json.loads(done.stdout)
-            assert not [one for one in done.stderr.splitlines() if "after" in one or "reading" in one], done.stderr
+        tells(arguments, line, extra, place)
+
+
+@pytest.mark.slow
+def test_what_an_import_does_is_told(prepared_recipe: dict[str, Any], tmp_path: Path) -> None:
+    targets, objective = {"k": 4}, {"temperature": 1.0, "alpha": 0.5}
+    teacher = Path(prepared_recipe["teachers"][0]["model"])
+    answers = [
+        vllm_answer(one, log_probabilities(teacher, one), 4)
+        for one in training_sequences(Path(prepared_recipe["workdir"]))
+    ]
+    for folder, extra in (("plain", []), ("json", ["--json"])):
+        place = tmp_path / folder
+        shutil.copytree(Path(prepared_recipe["workdir"]) / "sequences", place / "work/sequences")
+        write_recipe(place, prepared_recipe | {"workdir": "work", "targets": targets, "objective": objective})
+        write_json_lines(place / "answers.jsonl", answers)
+        tells(["import", "recipe.yaml", "--from", "answers.jsonl", "--format", "vllm"], "import: read", extra, place)
+
+
+@pytest.mark.slow
+@pytest.mark.long  # ranks start, twice
+def test_what_training_and_its_report_do_is_told(prepared_recipe: dict[str, Any], tmp_path: Path) -> None:
+    for folder, extra in (("plain", []), ("json", ["--json"])):
+        place = tmp_path / folder
+        shutil.copytree(prepared_recipe["workdir"], place / "work")
+        write_recipe(place, prepared_recipe | {"workdir": "work"})
+        tells(["train", "recipe.yaml", "trainer.steps=2"], "student: ", extra, place)
+        tells(["evaluate", "recipe.yaml", "trainer.steps=2"], "evaluate: ", extra, place)

@@ -32,9 +32,10 @@ from distributed_kd.recipe import Recipe, dump
 from distributed_kd.store.digest import fingerprint
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.lease import lease
-from distributed_kd.store.manifest import Run, peak_memory_bytes, refuse_other
+from distributed_kd.store.manifest import refuse_other
 from distributed_kd.teacher.progress import Metrics, Progress
 from distributed_kd.teacher.schedule import Schedule
+from distributed_kd.teacher.spent import Spent
 
 if TYPE_CHECKING:
     from distributed_kd.teacher.fleet import Fleet
@@ -82,11 +83,11 @@ def capture(recipe: Recipe, order: Callable[[str, np.ndarray], np.ndarray] | Non
         missing = wanted[np.isin(wanted, receipts.missing)]
         if receipts:
             console.say(f"cache: {len(receipts)} of {manifest.shards} shards are there already; going on")
-        peak, held = peak_memory_bytes(), 0.0
         needs_tables = manifest.tables is None and codecs.find(manifest.codec).build_tables is not None
+        spent = Spent(store, begun)
         if missing.size or needs_tables:
-            manifest, peak, held = compute(recipe, manifest, positions, missing, receipts, make_tables=needs_tables)
-        Run(time.monotonic() - begun, peak, held).put(store)
+            manifest = compute(recipe, manifest, positions, missing, receipts, spent, make_tables=needs_tables)
+        spent.keep()
         return commit(store, manifest, receipts)
 
 
@@ -182,15 +183,16 @@ def compute(
     positions: np.ndarray,
     missing: np.ndarray,
     receipts: Receipts,
+    spent: Spent,
     *,
     make_tables: bool,
-) -> tuple[CacheManifest, int, float]:
+) -> CacheManifest:
     """Captures the missing shards in their order, adding to `receipts`; `positions` are those of every training shard.
 
     make_tables: make the codec's code tables first; those that the manifest names already, if it does. A manifest that
-    is not yet in the store is written before the first shard. Returns the manifest with its code tables, the replicas'
-    peak memory in bytes, and the seconds for which their devices were held. Raises `RequestError` where the teacher is
-    refused, `WorkError` naming the shards that were set aside, when everything else is written.
+    is not yet in the store is written before the first shard; what all this takes, into `spent` meanwhile. Returns the
+    manifest with its code tables. Raises `RequestError` where the teacher is refused, `WorkError` naming the shards
+    that were set aside, when everything else is written.
     """
     with ray_session(recipe.capture.address) as cluster, task_errors():
         from distributed_kd.teacher.fleet import Fleet
@@ -217,13 +219,15 @@ def compute(
                     progress.add(receipt)
                 advance(progress.positions_of_run, progress.note())
                 metrics.show(progress)
+                spent.so_far(fleet.device_seconds)
+        spent.in_all(fleet.device_seconds, fleet.peak_memory_bytes())
         if schedule.set_aside:
             lines = "; ".join(f"shard {shard}: {why}" for shard, why in sorted(schedule.set_aside.items())[:5])
             raise WorkError(
                 f"{len(schedule.set_aside)} of {len(missing)} shards were set aside, the others are written ({lines}); "
                 "mend the cause and run the same command"
             )
-        return manifest, fleet.peak_memory_bytes(), fleet.device_seconds
+        return manifest
 
 
 def run(fleet: Fleet, schedule: Schedule, manifest: CacheManifest) -> Iterator[Receipt | None]:

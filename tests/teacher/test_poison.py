@@ -19,6 +19,8 @@ from distributed_kd.corpus.prepare import prepare
 from distributed_kd.corpus.sequences import Sequences
 from distributed_kd.errors import WorkError
 from distributed_kd.recipe import Capture, Targets, Teacher, parse
+from distributed_kd.store.filesystem import Store
+from distributed_kd.store.manifest import Run
 from distributed_kd.teacher.capture import capture
 from distributed_kd.teacher.forward import TeacherForward
 from distributed_kd.teacher.repair import repair
@@ -94,8 +96,12 @@ def test_its_shard_is_set_aside_by_name_and_the_others_are_written(
     cache = Path(recipe.workdir) / "cache"
     written = {int(path.stem) for path in (cache / "shards").glob("*.arrow")}
     assert written == set(shards) - set(bad)
+    first = Run.read(Store(str(cache)))
     path = write_recipe(tmp_path, toy_recipe)
     done = dkd("cache", path)
+    both = Run.read(Store(str(cache)))
+    assert first is not None and both is not None, "how long it took is told of a command that failed as well"
+    assert both.device_seconds > first.device_seconds > 0.0 and both.seconds > first.seconds
     assert done.returncode == 1
     assert "shards were set aside, the others are written" in said(done)
     assert f"shard {bad[0]}: the teacher gave a number that is not finite for sequence" in said(done)
