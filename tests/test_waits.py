@@ -17,6 +17,8 @@ from distributed_kd.store.filesystem import Store
 from tests.commands import ROOT, write_recipe
 from tests.teacher.served import log_probabilities, training_sequences, vllm_answer, write_json_lines
 
+pytestmark = pytest.mark.slow
+
 # `dkd` where every moment is long.
 AT_ONCE = """
 import sys
@@ -37,17 +39,21 @@ def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def tells(arguments: list[str], line: str, extra: list[str], cwd: Path) -> None:
-    """Runs it in `cwd`: what it does is told, by a line that begins so, or with `extra` --json is not."""
-    done = run(*arguments, *extra, cwd=cwd)
+def tells(arguments: list[str], line: str, output: str, cwd: Path) -> None:
+    """Runs it in `cwd`: what it does is told, by a line that begins so; in JSON it is not."""
+    done = run(*arguments, *(["--json"] if output == "json" else []), cwd=cwd)
     told = [one for one in done.stderr.splitlines() if one.startswith(line)]
-    assert bool(told) == (not extra), done.stderr
-    if extra:
+    assert bool(told) == (output == "plain"), done.stderr
+    if output == "json":
         json.loads(done.stdout)
         assert not [one for one in done.stderr.splitlines() if "after" in one or "reading" in one], done.stderr
 
 
-@pytest.mark.slow
+# JSON quietens one console (tests/test_console.py); that no command has another way to speak is a long test.
+OUTPUTS = pytest.mark.parametrize("output", ["plain", pytest.param("json", marks=pytest.mark.long)])
+
+
+@OUTPUTS
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -67,42 +73,36 @@ def tells(arguments: list[str], line: str, extra: list[str], cwd: Path) -> None:
     ids=lambda one: " ".join(one[:2]) if isinstance(one, list) else "",
 )
 def test_what_a_command_does_is_told(
-    arguments: list[str], line: str, prepared_recipe: dict[str, Any], tmp_path: Path
+    arguments: list[str], line: str, output: str, prepared_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
-    for folder, extra in (("plain", []), ("json", ["--json"])):
-        place = tmp_path / folder
-        for name in ("work", "other", "begun"):
-            shutil.copytree(prepared_recipe["workdir"], place / name)
-        store = Store(str(place / "begun/cache"))
-        manifest = CacheManifest.read(store)
-        assert manifest is not None
-        manifest.model_copy(update={"index": None, "bytes_by_part": None, "mean_kept_mass": None}).put(store)
-        write_recipe(place, prepared_recipe | {"workdir": "work"})
-        tells(arguments, line, extra, place)
+    for name in ("work", "other", "begun"):
+        shutil.copytree(prepared_recipe["workdir"], tmp_path / name)
+    store = Store(str(tmp_path / "begun/cache"))
+    manifest = CacheManifest.read(store)
+    assert manifest is not None
+    manifest.model_copy(update={"index": None, "bytes_by_part": None, "mean_kept_mass": None}).put(store)
+    write_recipe(tmp_path, prepared_recipe | {"workdir": "work"})
+    tells(arguments, line, output, tmp_path)
 
 
-@pytest.mark.slow
-def test_what_an_import_does_is_told(prepared_recipe: dict[str, Any], tmp_path: Path) -> None:
+@OUTPUTS
+def test_what_an_import_does_is_told(output: str, prepared_recipe: dict[str, Any], tmp_path: Path) -> None:
     targets, objective = {"k": 4}, {"temperature": 1.0, "alpha": 0.5}
     teacher = Path(prepared_recipe["teachers"][0]["model"])
     answers = [
         vllm_answer(one, log_probabilities(teacher, one), 4)
         for one in training_sequences(Path(prepared_recipe["workdir"]))
     ]
-    for folder, extra in (("plain", []), ("json", ["--json"])):
-        place = tmp_path / folder
-        shutil.copytree(Path(prepared_recipe["workdir"]) / "sequences", place / "work/sequences")
-        write_recipe(place, prepared_recipe | {"workdir": "work", "targets": targets, "objective": objective})
-        write_json_lines(place / "answers.jsonl", answers)
-        tells(["import", "recipe.yaml", "--from", "answers.jsonl", "--format", "vllm"], "import: read", extra, place)
+    shutil.copytree(Path(prepared_recipe["workdir"]) / "sequences", tmp_path / "work/sequences")
+    write_recipe(tmp_path, prepared_recipe | {"workdir": "work", "targets": targets, "objective": objective})
+    write_json_lines(tmp_path / "answers.jsonl", answers)
+    tells(["import", "recipe.yaml", "--from", "answers.jsonl", "--format", "vllm"], "import: read", output, tmp_path)
 
 
-@pytest.mark.slow
-@pytest.mark.long  # ranks start, twice
-def test_what_training_and_its_report_do_is_told(prepared_recipe: dict[str, Any], tmp_path: Path) -> None:
-    for folder, extra in (("plain", []), ("json", ["--json"])):
-        place = tmp_path / folder
-        shutil.copytree(prepared_recipe["workdir"], place / "work")
-        write_recipe(place, prepared_recipe | {"workdir": "work"})
-        tells(["train", "recipe.yaml", "trainer.steps=2"], "student: ", extra, place)
-        tells(["evaluate", "recipe.yaml", "trainer.steps=2"], "evaluate: ", extra, place)
+@pytest.mark.long  # ranks start
+@pytest.mark.parametrize("output", ["plain", "json"])
+def test_what_training_and_its_report_do_is_told(output: str, prepared_recipe: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(prepared_recipe["workdir"], tmp_path / "work")
+    write_recipe(tmp_path, prepared_recipe | {"workdir": "work"})
+    tells(["train", "recipe.yaml", "trainer.steps=2"], "student: ", output, tmp_path)
+    tells(["evaluate", "recipe.yaml", "trainer.steps=2"], "evaluate: ", output, tmp_path)
