@@ -10,7 +10,7 @@ from distributed_kd.recipe.section import Positive, Section
 
 
 class Capture(Section):
-    units: ClassVar = {
+    units: ClassVar[dict[str, str]] = {
         "replicas": "replicas", "threads": "processors", "batch_tokens": "tokens", "head_chunk": "positions",
         "table_positions": "positions", "stall_minutes": "minutes", "leave_out": "ids of sequences",
     }  # fmt: skip

@@ -10,7 +10,7 @@ from distributed_kd.recipe.section import Fraction, Positive, Section
 
 
 class Corpus(Section):
-    units: ClassVar = {
+    units: ClassVar[dict[str, str]] = {
         "sequence_length": "tokens", "shard_sequences": "sequences", "validation_fraction": "share",
         "development_fraction": "share", "train_fraction": "share", "sequences_per_document": "sequences",
         "block_bytes": "bytes", "seed": "any number", "mask_fraction": "share", "views": "views",

@@ -12,7 +12,7 @@ from distributed_kd.recipe.section import Positive, Section
 class Baseline(Section):
     """The same student, initialisation, data, order and steps on hard labels alone; only what differs is said."""
 
-    units: ClassVar = {"learning_rate": "a step", "global_batch": "sequences"}
+    units: ClassVar[dict[str, str]] = {"learning_rate": "a step", "global_batch": "sequences"}
     learning_rate: float | None = Field(None, gt=0.0, description="the trainer's when not given")
     global_batch: Positive | None = Field(
         None,
@@ -22,7 +22,11 @@ class Baseline(Section):
 
 
 class Evaluate(Section):
-    units: ClassVar = {"bootstrap": "resamples", "price_hour": "any currency, an hour", "examples": "positions"}
+    units: ClassVar[dict[str, str]] = {
+        "bootstrap": "resamples",
+        "price_hour": "any currency, an hour",
+        "examples": "positions",
+    }
     split: Literal["validation", "development"] = Field(
         "validation", description="whose documents are scored; development, to choose settings by"
     )

@@ -10,7 +10,7 @@ from distributed_kd.recipe.section import Fraction, Positive, Section
 
 
 class Objective(Section):
-    units: ClassVar = {
+    units: ClassVar[dict[str, str]] = {
         "temperature": "temperature", "alpha": "weight", "cosine": "weight", "beta": "weight", "skew": "weight",
         "confidence_exponent": "exponent", "entropy_share": "share", "chunk": "positions",
     }  # fmt: skip

@@ -10,7 +10,7 @@ from distributed_kd.recipe.section import Positive, Section
 
 
 class Lora(Section):
-    units: ClassVar = {"rank": "columns", "alpha": "factor", "dropout": "share"}
+    units: ClassVar[dict[str, str]] = {"rank": "columns", "alpha": "factor", "dropout": "share"}
     rank: Positive = Field(description="columns of a layer's two adapter matrices")
     alpha: float = Field(gt=0.0, description="a layer's adapter is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of an adapter's input that is left out, in training")
@@ -23,7 +23,7 @@ class Lora(Section):
 
 
 class Student(Section):
-    units: ClassVar = {"layers": "layers", "classes": "classes"}
+    units: ClassVar[dict[str, str]] = {"layers": "layers", "classes": "classes"}
     model: str | None = Field(None, description="path or hub id whose weights (or configuration) to start from")
     config: dict[str, Any] | None = Field(
         None,

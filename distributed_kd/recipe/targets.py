@@ -12,7 +12,7 @@ HiddenDtype = Literal["float16", "bfloat16", "float32"]
 
 
 class Hidden(Section):
-    units: ClassVar = {"layer": "layer number"}
+    units: ClassVar[dict[str, str]] = {"layer": "layer number"}
     layer: int = Field(
         -1,
         description="which, as transformers numbers them: 0 the embeddings, n those after n layers, -1 the last ones",
@@ -21,7 +21,7 @@ class Hidden(Section):
 
 
 class Targets(Section):
-    units: ClassVar = {
+    units: ClassVar[dict[str, str]] = {
         "k": "ids", "p": "probability", "draws": "ids", "draw_temperature": "temperature", "seed": "any number",
         "temperatures": "temperature",
     }  # fmt: skip

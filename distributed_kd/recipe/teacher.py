@@ -10,7 +10,7 @@ from distributed_kd.recipe.section import Positive, Section
 
 
 class Teacher(Section):
-    units: ClassVar = {"weight": "factor", "devices_per_replica": "devices"}
+    units: ClassVar[dict[str, str]] = {"weight": "factor", "devices_per_replica": "devices"}
     model: str = Field("", description="path, hub id, package:NAME or a .gguf file; the student of `recipe` if given")
     recipe: str | None = Field(None, description="a recipe whose student is this teacher, trained before anything else")
     overrides: list[str] = Field(default_factory=list, description="of that recipe, as KEY.PATH=VALUE")

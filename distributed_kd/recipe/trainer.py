@@ -10,7 +10,7 @@ from distributed_kd.recipe.section import Fraction, Positive, Section
 
 
 class Trainer(Section):
-    units: ClassVar = {
+    units: ClassVar[dict[str, str]] = {
         "processes": "ranks", "workers": "ranks", "max_failures": "restarts", "timeout_minutes": "minutes",
         "global_batch": "sequences", "micro_batch": "sequences", "steps": "steps", "epochs": "passes",
         "learning_rate": "a step", "warmup_fraction": "share", "decay_fraction": "share",
