@@ -49,7 +49,6 @@ def cache(recipe: Recipe) -> CacheManifest:
 def _cache(recipe: Recipe) -> CacheManifest:
     from distributed_kd import console
     from distributed_kd.errors import RequestError
-    from distributed_kd.student.build import write_initial_weights
     from distributed_kd.teacher.capture import capture
 
     if not recipe.teachers:
@@ -58,8 +57,11 @@ def _cache(recipe: Recipe) -> CacheManifest:
         manifest = _cache_of_all(recipe)
     else:
         manifest = capture(recipe, _first_uses(recipe) if recipe.trainer.follow else None)
-    with console.waiting("cache: writing the student's first weights"):
-        write_initial_weights(recipe)  # while the teacher is at hand: training must not need it
+    if recipe.student.init == "teacher_layers":
+        with console.waiting("cache: writing the student's first weights"):
+            from distributed_kd.student.build import write_initial_weights
+
+            write_initial_weights(recipe)  # while the teacher is at hand: training must not need it
     return manifest
 
 

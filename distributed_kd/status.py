@@ -14,8 +14,8 @@ from distributed_kd.cache.manifest import CacheManifest
 from distributed_kd.corpus.sequences import FOLDER as SEQUENCES_FOLDER
 from distributed_kd.corpus.sequences import SequencesManifest
 from distributed_kd.errors import RequestError
-from distributed_kd.evaluate.evaluate import FOLDER as REPORT_FOLDER
-from distributed_kd.evaluate.evaluate import REPORT, ReportManifest
+from distributed_kd.evaluate.artifact import FOLDER as REPORT_FOLDER
+from distributed_kd.evaluate.artifact import REPORT, ReportManifest
 from distributed_kd.recipe import Capture
 from distributed_kd.recipe.whole import member_folder
 from distributed_kd.store.filesystem import Store

@@ -24,6 +24,15 @@ def test_the_command_line_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+def test_what_looks_or_only_hands_out_work_does_not_load_torch() -> None:
+    """Four seconds, and most of the memory, of a command; a driver of a capture lives for days."""
+    looking = (
+        "distributed_kd.status, distributed_kd.cache.inspect, distributed_kd.cache.verify, distributed_kd.evaluate.card"
+    )
+    code = f"import sys, {looking}, distributed_kd.teacher.capture; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 @pytest.mark.parametrize(
     ("shell", "variables"),
     [

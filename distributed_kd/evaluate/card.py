@@ -12,8 +12,8 @@ import yaml
 
 from distributed_kd import console
 from distributed_kd.errors import RequestError, WorkError
-from distributed_kd.evaluate.evaluate import FOLDER as REPORT_FOLDER
-from distributed_kd.evaluate.evaluate import REPORT
+from distributed_kd.evaluate.artifact import FOLDER as REPORT_FOLDER
+from distributed_kd.evaluate.artifact import REPORT
 from distributed_kd.evaluate.figures import FIGURES
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.folder import as_local_folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from distributed_kd.corpus.sequences import FOLDER as SEQUENCES_FOLDER
 from distributed_kd.corpus.sequences import Sequence, Sequences
 from distributed_kd.errors import DkdError, RequestError
 from distributed_kd.evaluate import measures
+from distributed_kd.evaluate.artifact import FOLDER, PAGE, REPORT, ReportManifest
 from distributed_kd.evaluate.chosen import Chosen
 from distributed_kd.evaluate.examples import Words, described
 from distributed_kd.evaluate.page.render import render
@@ -33,18 +34,10 @@ from distributed_kd.recipe import Recipe, dump
 from distributed_kd.store.digest import fingerprint
 from distributed_kd.store.filesystem import Store
 from distributed_kd.store.folder import as_local_folder
-from distributed_kd.store.manifest import Manifest, Run, peak_memory_bytes
+from distributed_kd.store.manifest import Run, peak_memory_bytes
 from distributed_kd.student.artifact import ARMS, EXPORT, StudentManifest, read_metrics
 
-FOLDER = "report"
-REPORT = "report.json"
-PAGE = "report.html"
 TEACHER = "teacher"  # of several, their mean in each figure
-
-
-class ReportManifest(Manifest):
-    format: Literal["dkd-report"] = "dkd-report"
-    version: Literal[1] = 1
 
 
 def evaluate(recipe: Recipe) -> dict[str, Any]:

@@ -42,8 +42,6 @@ def write_initial_weights(recipe: Recipe) -> None:
 
     Raises `RequestError` when another student's initial weights are there.
     """
-    if recipe.student.init != "teacher_layers":
-        return
     teacher, student = recipe.teachers[0], recipe.student
     made_from: dict[str, Any] = {"teacher": teacher.model, "revision": teacher.revision, "layers": student.layers}
     if student.architecture is not None:

@@ -6,8 +6,6 @@ import re
 import uuid
 from pathlib import Path
 
-import torch
-
 from distributed_kd.store.filesystem import Store
 
 _TAG = re.compile(r"step-(\d{8})(?:\.(?:json|universal|tmp))?")
@@ -51,13 +49,15 @@ def sharing_ranks(folder: Path) -> list[int]:
 
     By what they leave there, since hosts may have one name and share a disk, or have none and share nothing.
     """
-    rank, nonce = torch.distributed.get_rank(), [uuid.uuid4().hex]
-    torch.distributed.broadcast_object_list(nonce)
+    from torch import distributed  # ranks have it; who only looks into the folder need not load it
+
+    rank, nonce = distributed.get_rank(), [uuid.uuid4().hex]
+    distributed.broadcast_object_list(nonce)
     folder.mkdir(parents=True, exist_ok=True)
     own = folder / f"rank-{rank}.{nonce[0]}"
     own.touch()
-    torch.distributed.barrier()
+    distributed.barrier()
     found = sorted(int(path.stem.removeprefix("rank-")) for path in folder.glob(f"rank-*.{nonce[0]}"))
-    torch.distributed.barrier()
+    distributed.barrier()
     own.unlink()
     return found
