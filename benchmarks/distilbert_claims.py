@@ -64,6 +64,9 @@ def main() -> None:
         "--lengths", type=float, nargs="+", default=[0.5, 1.0],
         help="shares of the recipe's steps of which students of few labels alone take the best on development tweets",
     )  # fmt: skip
+    parser.add_argument(
+        "--learns-from", nargs="+", choices=LEARNS_FROM, default=list(LEARNS_FROM), help="arms of the claim `general`"
+    )
     parser.add_argument("--held-out", type=int, default=4000, help="tweets that are scored, about")
     parser.add_argument("--workdir", type=Path, default=Path("runs/distilbert/claims"))
     parser.add_argument("--plot", type=Path, help="where the plot of the claim `layers` is written")
@@ -121,9 +124,10 @@ def cosine(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def general(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Both from labels alone and from labels and logits."""
+    """From labels alone, and from labels and logits."""
     rows = []
-    for learns_from, (name, *overrides) in LEARNS_FROM.items():
+    for learns_from in options.learns_from:
+        name, *overrides = LEARNS_FROM[learns_from]
         arms: Arms = {"MiniLM's layers": [], "general distillation": []}
         for seed in range(options.seeds):
             students = [

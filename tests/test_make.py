@@ -88,6 +88,7 @@ def test_the_bill_of_materials_names_every_constrained_package(copy: Path) -> No
     assert (copy / "docs/licences.md").read_text().count("\n| ") > 50
 
 
+@pytest.mark.long  # a minute of imports with coverage
 def test_a_few_seconds_of_fuzzing(copy: Path) -> None:
     assert "compact-1" in make(copy, "fuzz", "SECONDS=5")
 
