@@ -86,8 +86,8 @@ def capture(recipe: Recipe, order: Callable[[str, np.ndarray], np.ndarray] | Non
         needs_tables = manifest.tables is None and codecs.find(manifest.codec).build_tables is not None
         spent = Spent(store, begun)
         if missing.size or needs_tables:
-            manifest = compute(recipe, manifest, positions, missing, receipts, spent, make_tables=needs_tables)
-        spent.keep()
+            manifest = compute(recipe, manifest, positions, missing, receipts, make_tables=needs_tables, spent=spent)
+        spent.keep()  # with Ray's stop; or without a replica, where only the commit was missing
         return commit(store, manifest, receipts)
 
 
@@ -183,14 +183,14 @@ def compute(
     positions: np.ndarray,
     missing: np.ndarray,
     receipts: Receipts,
-    spent: Spent,
     *,
     make_tables: bool,
+    spent: Spent | None = None,
 ) -> CacheManifest:
     """Captures the missing shards in their order, adding to `receipts`; `positions` are those of every training shard.
 
     make_tables: make the codec's code tables first; those that the manifest names already, if it does. A manifest that
-    is not yet in the store is written before the first shard; what all this takes, into `spent` meanwhile. Returns the
+    is not yet in the store is written before the first shard; what all this takes is told to `spent`. Returns the
     manifest with its code tables. Raises `RequestError` where the teacher is refused, `WorkError` naming the shards
     that were set aside, when everything else is written.
     """
@@ -219,8 +219,10 @@ def compute(
                     progress.add(receipt)
                 advance(progress.positions_of_run, progress.note())
                 metrics.show(progress)
-                spent.so_far(fleet.device_seconds)
-        spent.in_all(fleet.device_seconds, fleet.peak_memory_bytes())
+                if spent is not None:
+                    spent.so_far(fleet.device_seconds)
+        if spent is not None:
+            spent.in_all(fleet.device_seconds, fleet.peak_memory_bytes())
         if schedule.set_aside:
             lines = "; ".join(f"shard {shard}: {why}" for shard, why in sorted(schedule.set_aside.items())[:5])
             raise WorkError(

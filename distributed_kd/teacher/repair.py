@@ -7,7 +7,6 @@ another one a shard may differ in its last bits, and then the index is written a
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +33,6 @@ from distributed_kd.store.index import INDEX_NAME
 from distributed_kd.store.lease import lease
 from distributed_kd.store.manifest import refuse_other
 from distributed_kd.teacher.capture import compute, teacher_identity
-from distributed_kd.teacher.spent import Spent
 
 
 @dataclass(frozen=True)
@@ -102,8 +100,7 @@ def _repair(recipe: Recipe, store: Store, manifest: CacheManifest, sequences: Se
     if lost or TABLES_NAME in lost_files:
         console.say(f"repair: computing {len(lost)} of {manifest.shards} shards again")
         positions, missing = sequences.shards("train").positions, np.array(sorted(lost), np.int64)
-        spent = Spent(store, time.monotonic())
-        compute(recipe, manifest, positions, missing, receipts, spent, make_tables=TABLES_NAME in lost_files)
+        compute(recipe, manifest, positions, missing, receipts, make_tables=TABLES_NAME in lost_files)
 
     changed = [shard for shard in sorted(lost) if shard in known and receipts[shard].entry != known[shard]]
     if index_is_good and not changed:

@@ -87,17 +87,22 @@ def test_a_training_is_stopped_requeued_and_finished(
     assert metrics == list(range(200)), "no step was taken twice"
 
 
+def submit_capture(variables: dict[str, str], recipe: dict[str, Any], folder: Path, *options: str) -> tuple[Job, Path]:
+    """The capture of prepared sequences in the queue, and its workdir."""
+    path = write_recipe(folder, recipe)
+    work = Path(recipe["workdir"])
+    assert dkd("prepare", path).returncode == 0
+    return Job(variables, folder, *options, "--ntasks-per-node=1", SCRIPTS / "capture.sbatch", path, work), work
+
+
 @pytest.mark.long  # a minute or two for the branch of a host that is not the first
 def test_a_capture_on_two_nodes(
     toy_recipe: dict[str, Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """The second node's Ray joins the first's, and both have replicas."""
     toy_recipe["capture"] = toy_recipe.get("capture", {}) | {"replicas": 2}
-    recipe = write_recipe(tmp_path, toy_recipe)
-    work = Path(toy_recipe["workdir"])
-    assert dkd("prepare", recipe).returncode == 0
     with slurm.slurm(tmp_path_factory.mktemp("slurm"), nodes=2) as variables:
-        job = Job(variables, tmp_path, "--nodes=2", "--ntasks-per-node=1", SCRIPTS / "capture.sbatch", recipe, work)
+        job, work = submit_capture(variables, toy_recipe, tmp_path, "--nodes=2")
         until(job.ended, f"the end ({job.log})", 500.0)
         facts = job.facts()
     assert (facts["JobState"], facts["ExitCode"], facts["NumNodes"]) == ("COMPLETED", "0:0", "2"), job.said()
@@ -109,10 +114,7 @@ def test_a_capture_on_two_nodes(
 def test_a_capture_is_stopped_requeued_and_finished(
     one_node: dict[str, str], toy_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
-    recipe = write_recipe(tmp_path, toy_recipe)
-    work = Path(toy_recipe["workdir"])
-    assert dkd("prepare", recipe).returncode == 0
-    job = Job(one_node, tmp_path, "--ntasks-per-node=1", SCRIPTS / "capture.sbatch", recipe, work)
+    job, work = submit_capture(one_node, toy_recipe, tmp_path)
     job.stopped_when((work / "cache" / "manifest.json").exists, "--batch", "--signal=TERM")
     assert json.loads(dkd("inspect", work / "cache", "--json").stdout)["missing_shards"] == []
 
@@ -122,10 +124,7 @@ def test_a_capture_whose_cluster_ends_before_a_shard_is_done_is_not_requeued(
     one_node: dict[str, str], toy_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
     """It would end so again, without end."""
-    recipe = write_recipe(tmp_path, toy_recipe)
-    work = Path(toy_recipe["workdir"])
-    assert dkd("prepare", recipe).returncode == 0
-    job = Job(one_node, tmp_path, "--ntasks-per-node=1", SCRIPTS / "capture.sbatch", recipe, work)
+    job, work = submit_capture(one_node, toy_recipe, tmp_path)
     until((work / "cache" / LEASE_NAME).exists, f"the driver ({job.log})", 200.0)  # it has yet to load the teacher
     job.ask("scancel", "--signal=KILL", f"{job.number}.0")
     until(job.ended, f"the end ({job.log})", 100.0)
