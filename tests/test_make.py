@@ -33,9 +33,20 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The environment of a release's tools, for all tests here."""
+    folder = tmp_path_factory.mktemp("release")
+    for name in ("Makefile", "constraints.txt"):
+        shutil.copy2(ROOT / name, folder / name)
+    subprocess.run(["make", ".venv-release/installed", f"PYTHON={sys.executable}"], cwd=folder, check=True)
+    return folder / ".venv-release" / "bin"
+
+
 def make(copy: Path, target: str, *settings: str) -> str:
     """What it prints, with this environment in the place of `.venv`."""
-    command = ["make", "--old-file=.venv/installed", target, f"BIN={Path(sys.executable).parent}", *settings]
+    there = ["--old-file=.venv/installed", "--old-file=.venv-release/installed"]
+    command = ["make", *there, target, f"BIN={Path(sys.executable).parent}", *settings]
     own = os.environ | {"PYTHONPATH": str(copy), "PIP_CONSTRAINT": str(copy / "constraints.txt")}
     done = subprocess.run(command, cwd=copy, capture_output=True, text=True, env=own)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -59,9 +70,9 @@ def test_a_commit_is_held_to_the_hooks(copy: Path, tmp_path: Path) -> None:
     assert done.returncode == 1 and "F401" in done.stdout, done.stdout
 
 
-def test_what_is_published(copy: Path, tmp_path: Path) -> None:
+def test_what_is_published(copy: Path, release: Path, tmp_path: Path) -> None:
     """sdist and wheel as PyPI wants them; the sdist has what a build and its tests need, and installs alone."""
-    assert make(copy, "dist").count("PASSED") == 2
+    assert make(copy, "dist", f"RELEASE={release}").count("PASSED") == 2
     [wheel], [sdist] = (copy / "dist").glob("*.whl"), (copy / "dist").glob("*.tar.gz")
     assert wheel.name.startswith("distributed_kd-")
     with tarfile.open(sdist) as archive:
@@ -72,8 +83,8 @@ def test_what_is_published(copy: Path, tmp_path: Path) -> None:
     check_wheel(sys.executable, tmp_path / "site", PYTHONPATH=str(tmp_path / "site"))
 
 
-def test_the_bill_of_materials_names_every_constrained_package(copy: Path) -> None:
-    make(copy, "sbom")
+def test_the_bill_of_materials_names_every_constrained_package(copy: Path, release: Path) -> None:
+    make(copy, "sbom", f"RELEASE={release}")
     bill = json.loads((copy / "sbom.json").read_text())
     assert bill["bomFormat"] == "CycloneDX"
     listed = {(canonicalize_name(one["name"]), one["version"]) for one in bill["components"]}

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 from distributed_kd.doctor.finding import Finding
 from distributed_kd.launch import torchrun
@@ -95,7 +96,7 @@ def ray_cluster(recipe: Recipe | None) -> Finding:
         if wants_gpu and not torch.cuda.device_count():
             fix = "set capture.device=auto, or name a cluster that has GPUs in capture.address"
             return Finding("ray", "missing", "capture.device is gpu, and this machine has none", fix)
-        return Finding("ray", "ok", f"{ray.__version__}; no cluster is named, so a local one is started when needed")
+        return _importing(f"{ray.__version__}; no cluster is named, so a local one is started when needed")
     script = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False); "
     script += "print(len(ray.nodes()), ray.cluster_resources().get('GPU', 0))"
     fix = f"start a head there, open its port to this host, and have ray {ray.__version__} and this Python on both"
@@ -120,7 +121,15 @@ def ray_cluster(recipe: Recipe | None) -> Finding:
     if wants_gpu and not float(gpus):
         fix = "start nodes that have some, or set capture.device=auto"
         return Finding("ray", "warning", f"{found} and no GPU yet, which capture.device gpu waits for", fix)
-    return Finding("ray", "ok", found)
+    return _importing(found)
+
+
+def _importing(found: str) -> Finding:
+    """Of a Ray that is there: whether its processes are slow to start here."""
+    if find_spec("rfc3987_syntax") is None:
+        return Finding("ray", "ok", found)
+    found += "; rfc3987-syntax makes each of its processes a second or more slower to start"
+    return Finding("ray", "warning", found, "pip uninstall rfc3987-syntax, which jsonschema does without")
 
 
 def disk() -> Finding:
