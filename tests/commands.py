@@ -13,12 +13,25 @@ import yaml
 ROOT = Path(__file__).parent.parent
 
 
-def dkd(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+AS_IT_IS = ("-m", "distributed_kd.cli")
+# Where every moment is long: what is told of work that takes a while is told at once.
+AT_ONCE = """
+import sys
+from distributed_kd import console
+console._WAIT_SECONDS = console._PLAIN_SECONDS = 0.0
+from distributed_kd.cli import main
+main(sys.argv[1:])
+"""
+
+
+def dkd(
+    *arguments: str | Path, cwd: Path | None = None, program: tuple[str, str] = AS_IT_IS, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Runs the command line; a pytest session's own Ray and quietness are not handed on."""
     own = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "DKD_QUIET")}
     own |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **environment}
     return subprocess.run(
-        [sys.executable, "-m", "distributed_kd.cli", *map(str, arguments)],
+        [sys.executable, *program, *map(str, arguments)],
         capture_output=True, text=True, env=own, cwd=cwd, timeout=500,
     )  # fmt: skip
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +11,16 @@ import pytest
 
 from distributed_kd.cache.manifest import CacheManifest
 from distributed_kd.store.filesystem import Store
-from tests.commands import ROOT, write_recipe
+from tests.commands import AT_ONCE, dkd, write_recipe
 from tests.teacher.served import log_probabilities, training_sequences, vllm_answer, write_json_lines
 
 pytestmark = pytest.mark.slow
 
-# `dkd` where every moment is long.
-AT_ONCE = """
-import sys
-from distributed_kd import console
-console._WAIT_SECONDS = console._PLAIN_SECONDS = 0.0
-from distributed_kd.cli import main
-main(sys.argv[1:])
-"""
-
-
-def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    own = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "DKD_QUIET")}
-    done = subprocess.run(
-        [sys.executable, "-c", AT_ONCE, *map(str, arguments)],
-        cwd=cwd, capture_output=True, text=True, timeout=500, env=own | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done
-
 
 def tells(arguments: list[str], line: str, output: str, cwd: Path) -> None:
     """Runs it in `cwd`: what it does is told, by a line that begins so; in JSON it is not."""
-    done = run(*arguments, *(["--json"] if output == "json" else []), cwd=cwd)
+    done = dkd(*arguments, *(["--json"] if output == "json" else []), cwd=cwd, program=("-c", AT_ONCE))
+    assert done.returncode == 0, done.stderr
     told = [one for one in done.stderr.splitlines() if one.startswith(line)]
     assert bool(told) == (output == "plain"), done.stderr
     if output == "json":

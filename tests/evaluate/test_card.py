@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -64,14 +65,17 @@ class Hub:
         self.asked.append((repository, how))
 
     def upload_folder(self, repo_id: str, folder_path: str) -> Any:
+        time.sleep(0.2)
         self.asked.append((repo_id, {path.name: path.read_text() for path in Path(folder_path).iterdir()}))
         return SimpleNamespace(commit_url="https://hub.example/owner/student/commit/1")
 
 
 def test_weights_and_card_go_to_the_hub_where_it_is_asked_for_and_nothing_else_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub = Hub()
+    monkeypatch.delenv("DKD_QUIET", raising=False)
+    monkeypatch.setattr("distributed_kd.console._WAIT_SECONDS", 0.05)
     monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
     workdir = Store(str(tmp_path))
     workdir.put("report/report.json", json.dumps(report_of("owner/teacher")).encode())
@@ -88,3 +92,4 @@ def test_weights_and_card_go_to_the_hub_where_it_is_asked_for_and_nothing_else_d
     assert repository == "owner/student"
     assert files.keys() == {"config.json", "model.safetensors", "README.md"}
     assert "**Retention 0.627**" in files["README.md"]
+    assert capsys.readouterr().err.splitlines() == ["card: uploading to owner/student", "card: pushed to owner/student"]

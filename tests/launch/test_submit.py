@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -19,7 +20,7 @@ import yaml
 from ray.job_submission import JobSubmissionClient
 
 from tests.buckets import free_port
-from tests.commands import ROOT, dkd, said, write_recipe
+from tests.commands import AT_ONCE, ROOT, dkd, said, write_recipe
 from tests.disturbed import until
 
 pytestmark = pytest.mark.slow
@@ -83,9 +84,11 @@ def test_stages_run_as_jobs_and_a_refusal_comes_back(head: str, toy_recipe: dict
         assert client.get_job_status(one) == "SUCCEEDED", client.get_job_logs(one)
         assert says in client.get_job_logs(one)
 
-    done = dkd("submit", "cache", recipe, "--address", head, RAY_AUTH_MODE="disabled")
+    given = ("submit", "cache", recipe, "--address", head)
+    done = dkd(*given, program=("-c", AT_ONCE), RAY_AUTH_MODE="disabled")
     assert done.returncode == 0, done.stderr
     assert "SUCCEEDED" in done.stdout
+    assert re.search(rf"^submit: uploading \d+ files, .* MiB to {head}$", done.stderr, re.MULTILINE), done.stderr
     assert "positions" in done.stderr, "the job's own log was not followed"
     facts = json.loads(dkd("inspect", Path(toy_recipe["workdir"]) / "cache", "--json").stdout)
     assert facts["missing_shards"] == []
