@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,13 @@ def prepared_recipe(
         done = dkd(stage, write_recipe(folder, made))
         assert done.returncode == 0, done.stderr
     return made
+
+
+@pytest.fixture
+def captured_recipe(toy_recipe: dict[str, Any], prepared_recipe: dict[str, Any]) -> dict[str, Any]:
+    """The toys' recipe, without a baseline, with that in its own workdir: what is trained may be changed."""
+    shutil.copytree(prepared_recipe["workdir"], toy_recipe["workdir"])
+    return toy_recipe | {"baseline": "off"}
 
 
 @pytest.fixture(scope="session")

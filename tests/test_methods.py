@@ -20,7 +20,9 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize(
     ("targets", "codec", "k"),
     [
-        ({"method": "top_p", "p": 0.7, "k": 8, "temperatures": [1.0, 2.0]}, "compact-1", 8),
+        pytest.param(
+            {"method": "top_p", "p": 0.7, "k": 8, "temperatures": [1.0, 2.0]}, "compact-1", 8, marks=pytest.mark.long
+        ),
         ({"method": "sample", "draws": 12, "temperatures": [2.0]}, "compact-1", 12),
         pytest.param(
             {"method": "sample", "draws": 12, "draw_temperature": 1.0, "temperatures": [2.0]},

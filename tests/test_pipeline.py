@@ -230,16 +230,14 @@ def prepared_on_one_processor(recipe: dict[str, Any], work: Path) -> dict[str, b
     return {name: content for name, content in artifacts_of(work).items() if name.startswith("sequences/")}
 
 
+@pytest.mark.long  # tests/student/test_kills.py kills, and the next one stops
 def test_training_that_was_killed_and_then_stopped_ends_with_the_uninterrupted_weights(
-    toy_recipe: dict[str, Any], tmp_path: Path
+    captured_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
     """SIGKILL of everything after a checkpoint, Ctrl-C after a later one; the same command ends with the same bits."""
-    toy_recipe["baseline"] = "off"
-    toy_recipe["trainer"] |= {"steps": 300, "checkpoint_every": 10, "processes": 2, "micro_batch": 2}
-    recipe = write_recipe(tmp_path, toy_recipe)
-    for stage in ("prepare", "cache"):
-        assert dkd(stage, recipe).returncode == 0
-    work = Path(toy_recipe["workdir"])
+    captured_recipe["trainer"] |= {"steps": 300, "checkpoint_every": 10, "processes": 2, "micro_batch": 2}
+    recipe = write_recipe(tmp_path, captured_recipe)
+    work = Path(captured_recipe["workdir"])
     shutil.copytree(work, tmp_path / "whole")
     assert dkd("train", recipe, f"workdir={tmp_path / 'whole'}").returncode == 0
     checkpoints = work / "student" / "checkpoints"
@@ -277,15 +275,12 @@ def test_training_that_was_killed_and_then_stopped_ends_with_the_uninterrupted_w
     [("command", signal.SIGTERM), pytest.param("rank", signal.SIGUSR1, marks=pytest.mark.long)],
 )
 def test_a_training_that_is_asked_to_stop_saves_its_step_and_goes_on_from_there(
-    toy_recipe: dict[str, Any], tmp_path: Path, number: signal.Signals, told: str
+    captured_recipe: dict[str, Any], tmp_path: Path, number: signal.Signals, told: str
 ) -> None:
     """As Kubernetes and Slurm ask, of the command or of one rank alone; without any checkpoint but that one."""
-    toy_recipe["baseline"] = "off"
-    toy_recipe["trainer"] |= {"steps": 300, "processes": 2, "micro_batch": 2}
-    recipe = write_recipe(tmp_path, toy_recipe)
-    for stage in ("prepare", "cache"):
-        assert dkd(stage, recipe).returncode == 0
-    work = Path(toy_recipe["workdir"])
+    captured_recipe["trainer"] |= {"steps": 300, "processes": 2, "micro_batch": 2}
+    recipe = write_recipe(tmp_path, captured_recipe)
+    work = Path(captured_recipe["workdir"])
     shutil.copytree(work, tmp_path / "whole")
     training = start_training(recipe)
     ranks = running_ranks(training)

@@ -30,19 +30,15 @@ NETWORK = {"GLOO_SOCKET_IFNAME": "eth", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR"
 
 
 @pytest.fixture
-def recipe(toy_recipe: dict[str, Any], tmp_path: Path) -> Path:
+def recipe(captured_recipe: dict[str, Any], tmp_path: Path) -> Path:
     """Prepared and captured, with its workdir copied to `one` for one host and to `two` for two of them."""
-    toy_recipe["baseline"] = "off"
-    toy_recipe["trainer"] |= {
+    captured_recipe["trainer"] |= {
         "micro_batch": 2, "steps": STEPS, "checkpoint_every": 10, "timeout_minutes": MINUTES,
     }  # fmt: skip
-    del toy_recipe["trainer"]["processes"]
-    written = write_recipe(tmp_path, toy_recipe)
-    for stage in ("prepare", "cache"):
-        done = dkd(stage, written)
-        assert done.returncode == 0, done.stderr
+    del captured_recipe["trainer"]["processes"]
+    written = write_recipe(tmp_path, captured_recipe)
     for name in ("one", "two"):
-        shutil.copytree(toy_recipe["workdir"], tmp_path / name)
+        shutil.copytree(captured_recipe["workdir"], tmp_path / name)
     return written
 
 

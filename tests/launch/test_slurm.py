@@ -76,14 +76,12 @@ def one_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
 @pytest.mark.long  # tests/infra/test_slurm.py has ranks under srun
 @pytest.mark.skipif(slurm.why_not() is not None, reason=slurm.why_not() or "")
 def test_srun_trains_both_arms_and_tells_one_line(
-    one_node: dict[str, str], toy_recipe: dict[str, Any], tmp_path: Path
+    one_node: dict[str, str], captured_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
-    del toy_recipe["trainer"]["processes"]
-    toy_recipe["trainer"] |= {"timeout_minutes": 1.0}
-    recipe = write_recipe(tmp_path, toy_recipe)
-    for stage in ("prepare", "cache"):
-        assert dkd(stage, recipe).returncode == 0
-    work, one = Path(toy_recipe["workdir"]), tmp_path / "one"
+    del captured_recipe["trainer"]["processes"]
+    captured_recipe["trainer"] |= {"timeout_minutes": 1.0}
+    recipe = write_recipe(tmp_path, captured_recipe | {"baseline": {}})
+    work, one = Path(captured_recipe["workdir"]), tmp_path / "one"
     shutil.copytree(work, one)
     assert dkd("train", recipe, "trainer.processes=2", f"workdir={one}").returncode == 0
 

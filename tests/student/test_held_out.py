@@ -10,9 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from distributed_kd.corpus.prepare import prepare
 from distributed_kd.corpus.sequences import Sequences
+from distributed_kd.errors import RequestError
+from distributed_kd.recipe import parse
 from distributed_kd.store.filesystem import Store
-from tests.commands import dkd, said, write_recipe
+from distributed_kd.student.train import train
+from distributed_kd.teacher.capture import capture
+from tests.commands import dkd, write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -22,23 +27,20 @@ def held_out_losses(work: Path) -> dict[int, float]:
     return {line["step"]: line["held_out_loss"] for line in lines if "held_out_loss" in line}
 
 
-def test_it_is_the_students_own_and_leaves_the_weights_alone(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+def test_it_is_the_students_own_and_leaves_the_weights_alone(captured_recipe: dict[str, Any], tmp_path: Path) -> None:
     """Two ranks under ZeRO-3, an odd number of sequences, at alpha = 1, whose loss reads no label; then one rank."""
     from transformers import AutoModelForCausalLM
 
-    toy_recipe["baseline"] = "off"
-    toy_recipe["objective"]["alpha"] = 1.0
-    toy_recipe["trainer"] |= {
+    captured_recipe["objective"]["alpha"] = 1.0
+    captured_recipe["trainer"] |= {
         "processes": 2, "steps": 6, "micro_batch": 2, "evaluate_every": 2, "evaluate_sequences": 5,
         "checkpoint_every": 1, "keep_checkpoints": 1, "deepspeed": {"zero_optimization": {"stage": 3}},
     }  # fmt: skip
-    recipe = write_recipe(tmp_path, toy_recipe)
+    recipe = write_recipe(tmp_path, captured_recipe)
     runs = {name: tmp_path / name for name in ("looks", "does not", "alone")}
     said_by = {"looks": (), "does not": ("trainer.evaluate_every=0",), "alone": ("trainer.processes=1",)}
-    for stage in ("prepare", "cache"):
-        assert dkd(stage, recipe).returncode == 0
     for name, work in runs.items():
-        shutil.copytree(toy_recipe["workdir"], work)
+        shutil.copytree(captured_recipe["workdir"], work)
         done = dkd("train", recipe, f"workdir={work}", *said_by[name])
         assert done.returncode == 0, done.stderr
     found = held_out_losses(runs["looks"])
@@ -63,11 +65,11 @@ def test_it_is_the_students_own_and_leaves_the_weights_alone(toy_recipe: dict[st
     assert {path.stem for path in folder.glob("step-*.json")} == {f"step-{step:08d}" for step in (best, 5)}
 
 
-def test_without_development_documents_it_is_refused(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+def test_without_development_documents_it_is_refused(toy_recipe: dict[str, Any], ray_cluster: Any) -> None:
     toy_recipe["corpus"]["development_fraction"] = 0.0
     toy_recipe["trainer"]["evaluate_every"] = 1
-    recipe = write_recipe(tmp_path, toy_recipe)
-    for stage in ("prepare", "cache"):
-        assert dkd(stage, recipe).returncode == 0
-    done = dkd("train", recipe)
-    assert done.returncode == 2 and "needs development sequences, and there are none" in said(done)
+    recipe = parse(toy_recipe)
+    prepare(recipe)
+    capture(recipe)
+    with pytest.raises(RequestError, match="needs development sequences, and there are none"):
+        train(recipe)

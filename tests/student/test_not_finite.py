@@ -32,21 +32,20 @@ def save_poisoned_student(folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("alpha", [pytest.param(0.5, marks=pytest.mark.long), 1.0])
-def test_the_sequences_are_named_and_every_rank_ends(toy_recipe: dict[str, Any], tmp_path: Path, alpha: float) -> None:
-    toy_recipe["student"]["model"] = str(save_poisoned_student(tmp_path / "student"))
-    toy_recipe["objective"]["alpha"] = alpha
-    toy_recipe["baseline"] = "off"
-    toy_recipe["trainer"] |= {
+def test_the_sequences_are_named_and_every_rank_ends(
+    captured_recipe: dict[str, Any], tmp_path: Path, alpha: float
+) -> None:
+    captured_recipe["student"]["model"] = str(save_poisoned_student(tmp_path / "student"))
+    captured_recipe["objective"]["alpha"] = alpha
+    captured_recipe["trainer"] |= {
         "processes": RANKS, "global_batch": BATCH, "micro_batch": 1, "steps": 60, "checkpoint_every": 1,
     }  # fmt: skip
-    recipe = write_recipe(tmp_path, toy_recipe)
-    for stage in ("prepare", "cache"):
-        assert dkd(stage, recipe).returncode == 0
+    recipe = write_recipe(tmp_path, captured_recipe)
     done = dkd("train", recipe)
     assert done.returncode == 1, done.stderr
     line = said(done)
 
-    workdir = Path(toy_recipe["workdir"])
+    workdir = Path(captured_recipe["workdir"])
     cache = caches.open(str(workdir / "cache"))
     order = GlobalOrder(cache.manifest.fingerprint, 0, cache.entries.rows, BATCH)
     is_bad = [POISON in row.sequence.input_ids for row in (cache[place] for place in range(len(cache)))]
