@@ -6,6 +6,7 @@ code with the package.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -84,12 +85,17 @@ def test_value_and_gradients_are_the_formulas(temperature: float, alpha: float, 
 @pytest.mark.parametrize("impl", ["chunked", "triton", "reference"])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_the_tail_is_the_student_s_mass_on_what_is_not_kept(impl: Any, temperature: float) -> None:
+    """Of each position, by its weight where positions have one."""
     made = case(7, temperature)
     q = (made["hidden"].double() @ made["weight"].double().T / temperature).softmax(dim=1)
-    expected = N - q.gather(1, made["targets"].ids).sum().item()
+    tail = 1.0 - q.gather(1, made["targets"].ids).sum(dim=1)
+    weight = torch.linspace(0.25, 3.0, N)
     form: dict[str, Any] = {"temperature": temperature, "alpha": 0.5, "impl": impl, "chunk": 5}
-    loss = linear_distillation_loss(made["hidden"], Head(made["weight"]), made["targets"], **form)
-    assert loss.tail.item() == pytest.approx(expected, rel=1e-5)
+    for targets, expected in (
+        (made["targets"], tail.sum()), (replace(made["targets"], weight=weight), (tail * weight).sum()),
+    ):  # fmt: skip
+        loss = linear_distillation_loss(made["hidden"], Head(made["weight"]), targets, **form)
+        assert loss.tail.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_keeping_every_id_is_dense_kl() -> None:

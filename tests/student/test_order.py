@@ -65,6 +65,23 @@ def test_the_order_is_fixed_for_good() -> None:
     assert flat(GlobalOrder("abc", 0, np.array([4, 4, 2]), batch=2), 10) == [0, 3, 6, 2, 5, 8, 4, 9, 7, 1]
 
 
+def test_the_order_of_many_windows_is_fixed_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four lanes of 12 or 13 sequences, in windows of about five, counted from where the lane begins."""
+    monkeypatch.setattr(orders, "_SHUFFLED", 20)
+    assert flat(GlobalOrder("abc", 0, np.full(25, 2), batch=4), 50) == [
+        20, 47, 25, 40, 22, 46, 24, 8, 45, 48, 26, 15, 44, 19, 43, 41, 21, 49, 42, 9, 23, 30, 27,
+        14, 7, 39, 32, 1, 6, 3, 36, 0, 16, 31, 37, 4, 17, 38, 33, 5, 29, 2, 12, 34, 18, 10, 13, 35,
+        28, 11,
+    ]  # fmt: skip
+
+
+def test_shards_are_first_used_in_this_order_and_those_without_rows_never() -> None:
+    order = GlobalOrder("abc", 3, ROWS, batch=8)
+    shard_of = np.repeat(np.arange(len(ROWS)), ROWS)
+    seen = list(dict.fromkeys(shard_of[flat(order, 50)].tolist()))
+    assert order.first_uses().tolist() == [*seen, 1]
+
+
 @pytest.mark.parametrize(("batch", "lanes"), [(1, 1), (6, 6), (32, 32), (64, 32), (37, 1), (48, 24), (1000, 25)])
 def test_there_are_as_many_lanes_as_divide_a_batch_and_a_store_bears(batch: int, lanes: int) -> None:
     assert GlobalOrder("abc", 0, ROWS, batch).lanes == lanes
