@@ -107,3 +107,21 @@ def test_a_teacher_that_excludes_an_outcome_costs_reverse_kl_a_finite_price() ->
     assert hidden.grad is not None
     assert hidden.grad.isfinite().all()
     assert 0.0 < loss.divergence.item() < 60.0 * len(hidden)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("reverse_kl", np.log(2.0)),
+        ("jsd", BETA * (0.5 * np.log(0.5 / 0.85) + 0.5 * np.log(0.5 / 0.15)) + (1 - BETA) * np.log(1 / 0.85)),
+        ("skewed_kl", 0.5 * np.log(0.5 / 0.9) + 0.5 * np.log(0.5 / 0.1)),
+        ("total_variation", 0.5),
+    ],
+)
+def test_an_outcome_that_the_student_rules_out_costs_what_the_formula_says(name: str, expected: float) -> None:
+    """0 log 0 is 0: p is (1/2, 1/2) of the first and the last of three outcomes, q (1, 0), and the second is none."""
+    log_p, log_q = (torch.tensor([own]).log() for own in ([0.5, 0.0, 0.5], [1.0, 0.0, 0.0]))
+    counts = torch.tensor([[True, False, True]])
+    found = divergence.find(name, BETA, SKEW)(log_p, log_q, counts)
+    assert found.value.item() == pytest.approx(expected, rel=1e-6)
+    assert found.slope.isfinite().all() and (found.slope[0, 1:] == 0.0).all()
