@@ -41,6 +41,7 @@ from distributed_kd.student.position_targets import PositionTargets
 
 F = torch.nn.functional
 FULL = "cross-entropy, full logits"
+FROZEN = "fused, frozen head"
 PLAIN = (FULL, "cross-entropy, torch chunked", "fused, hard labels", "cross-entropy, Liger", "cross-entropy, Apple")
 Way = Callable[[Tensor, Tensor], Tensor]
 
@@ -68,7 +69,7 @@ def ways(options: argparse.Namespace, targets: PositionTargets) -> dict[str, Way
         "fused, T = 2": ours(options, targets, 0.5, 2.0),
         "fused, soft targets alone": ours(options, targets, 1.0),
         "fused, reverse KL": ours(options, targets, 0.5, name="reverse_kl"),
-        "fused, frozen head": lambda h, w: ours(options, targets, 0.5)(h, w.detach()),
+        FROZEN: lambda h, w: ours(options, targets, 0.5)(h, w.detach()),
         "dense KL, full logits": lambda h, w: dense_kl(h, w, targets),
         "the head's products alone": lambda h, w: _Products.apply(h, w, options.chunk or chunk_for(h.device, len(w))),
     }
@@ -200,7 +201,7 @@ def report(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         once(loss, hidden, weight)
     rounds = [{name: once(loss, hidden, weight) for name, loss in every.items()} for _ in range(options.rounds)]
     peaks = {name: peak(name, loss, hidden, weight) for name, loss in every.items()}
-    weight_gradient = weight.numel() * weight.element_size()
+    gradients = {name: 0 if name == FROZEN else weight.numel() * weight.element_size() for name in every}
     best = min(peaks[name] for name in plain)
     chunk = options.chunk or chunk_for(device, options.vocabulary)
     rows = [
@@ -211,7 +212,7 @@ def report(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
             "of_full_logits": statistics.median(own[name] / own[FULL] for own in rounds),
             "memory_ratio": peaks[name] / best,
             "peak_bytes": peaks[name],
-            "chunks": (peaks[name] - weight_gradient) / (chunk * options.vocabulary * 4),
+            "chunks": (peaks[name] - gradients[name]) / (chunk * options.vocabulary * 4),
         }
         for name in every
     ]
