@@ -15,13 +15,16 @@ ROOT = Path(__file__).parent.parent
 
 AS_IT_IS = ("-m", "distributed_kd.cli")
 # Where every moment is long: what is told of work that takes a while is told at once.
-AT_ONCE = """
+AT_ONCE = (
+    "-c",
+    """
 import sys
 from distributed_kd import console
 console._WAIT_SECONDS = console._PLAIN_SECONDS = 0.0
 from distributed_kd.cli import main
 main(sys.argv[1:])
-"""
+""",
+)
 
 
 def dkd(

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 def tells(arguments: list[str], line: str, output: str, cwd: Path) -> None:
     """Runs it in `cwd`: what it does is told, by a line that begins so; in JSON it is not."""
-    done = dkd(*arguments, *(["--json"] if output == "json" else []), cwd=cwd, program=("-c", AT_ONCE))
+    done = dkd(*arguments, *(["--json"] if output == "json" else []), cwd=cwd, program=AT_ONCE)
     assert done.returncode == 0, done.stderr
     told = [one for one in done.stderr.splitlines() if one.startswith(line)]
     assert bool(told) == (output == "plain"), done.stderr

@@ -85,7 +85,7 @@ def test_stages_run_as_jobs_and_a_refusal_comes_back(head: str, toy_recipe: dict
         assert says in client.get_job_logs(one)
 
     given = ("submit", "cache", recipe, "--address", head)
-    done = dkd(*given, program=("-c", AT_ONCE), RAY_AUTH_MODE="disabled")
+    done = dkd(*given, program=AT_ONCE, RAY_AUTH_MODE="disabled")
     assert done.returncode == 0, done.stderr
     assert "SUCCEEDED" in done.stdout
     assert re.search(rf"^submit: uploading \d+ files, .* MiB to {head}$", done.stderr, re.MULTILINE), done.stderr
