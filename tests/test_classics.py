@@ -66,16 +66,21 @@ def test_label_noise_over_seeds(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[str]]:
-    """The report of a shortened ensemble on speech, and the overrides that it was run with."""
+    """The report of a shortened ensemble on speech, and the overrides that it was run with.
+
+    Labels of one transcript in ten: with one in five, a student of 500 steps is nearer to the ensemble than the
+    baseline is, and not yet right more often.
+    """
     for module in ("pocketsphinx", "G722"):
         pytest.importorskip(module, reason=f"{module}, which the built-in speech needs, is not installed")
     folder = tmp_path_factory.mktemp("speech")
+    few = ["corpus.labelled_fraction=0.1", "trainer.steps=500"]
     members = ", ".join(
-        f"{{recipe: recipes/acoustic-member.yaml, overrides: [trainer.seed={seed}, trainer.steps=500, "
+        f"{{recipe: recipes/acoustic-member.yaml, overrides: [trainer.seed={seed}, {', '.join(few)}, "
         f"workdir={folder}/member-{seed}]}}"
         for seed in (1, 2, 3)
     )
-    short = [f"workdir={folder}/work", "trainer.steps=500", f"teachers=[{members}]", "trainer.processes=1"]
+    short = [f"workdir={folder}/work", *few, f"teachers=[{members}]", "trainer.processes=1"]
     done = dkd("run", "recipes/hinton-ensemble.yaml", *short, "--json", cwd=ROOT)
     if "could not fetch them" in done.stderr:
         pytest.skip("Debian's packages of speech cannot be fetched here")

@@ -51,11 +51,11 @@ class Receipts(MutableMapping[int, Receipt]):
         self.fingerprint = fingerprint
         self._is_there = np.zeros(shards, bool)
         self._is_single = np.zeros(shards, bool)  # has a file of its own
-        self._numbers = np.zeros(
-            (len(_ENTRY_NUMBERS) + len(_EVERY_PART), shards), np.uint32
-        )  # widened when it has to be
-        self._sha256 = np.zeros((shards, 32), np.uint8)
-        self._kept_mass = np.zeros(shards)
+        # Full of zeros, where np.zeros would take the memory shard by shard: what does not fit is met at the start.
+        numbers = len(_ENTRY_NUMBERS) + len(_EVERY_PART)
+        self._numbers = np.full((numbers, shards), 0, np.uint32)  # widened when it has to be
+        self._sha256 = np.full((shards, 32), 0, np.uint8)
+        self._kept_mass = np.full(shards, 0.0)
         self._error_bounds: dict[int, ErrorBound] = {}  # only merges have any
         self._left_out: dict[int, list[int]] = {}
         self._count = np.zeros(-(-shards // GROUP), np.int64)  # by group
