@@ -153,7 +153,7 @@ def test_what_is_claimed_of_half_a_bert(
     tweets: tuple[list[dict[str, Any]], Path, list[str]], claims: tuple[str, str]
 ) -> None:
     _, folder, short = tweets
-    given = ["--seeds", "1", "--held-out", "100", "--labelled", "0.25", "--claims", *claims]
+    given = ["--claims", *claims, "--seeds", "1", "--held-out", "100", "--labelled", "0.25"]
     plot = ["--plot", "layers.png"] if "layers" in claims else []
     found = benchmark("benchmarks/distilbert_claims.py", *given, *plot, *short, cwd=folder)
     rows = {"cosine": 1, "labels": 1, "general": 2, "layers": 3}
