@@ -23,6 +23,8 @@ _OURS = {
     **dict.fromkeys(("bf16", "bfloat16", "fp16", "amp", "torch_autocast"), "trainer.precision"),
 }
 
+_LARGEST_BUCKET = 500_000_000  # elements: DeepSpeed's own default
+
 
 def deepspeed_config(trainer: Trainer, world: int) -> dict[str, Any]:
     """The whole DeepSpeed configuration. Raises `RequestError` for what does not go with the rest of the recipe."""
@@ -67,7 +69,7 @@ def zero_stage(config: dict[str, Any]) -> int:
 
 
 def start_engine(model: DistillationModel, trainer: Trainer, config: dict[str, Any], steps: int) -> Any:
-    """The engine; its optimizer has only the parameters that are trained.
+    """The engine; its optimizer has only the parameters that are trained, its buckets no more room than they take.
 
     Raises `RequestError` where the device does not compute in `trainer.precision`.
     """
@@ -82,10 +84,13 @@ def start_engine(model: DistillationModel, trainer: Trainer, config: dict[str, A
             f"choose {others}"
         )
     remove_abandoned_locks()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # A bucket is allocated whole, and with overlap_comm there are two.
+    buckets = {"reduce_bucket_size": min(_LARGEST_BUCKET, sum(parameter.numel() for parameter in trained))}
     engine, *_ = deepspeed.initialize(
         model=model,
-        model_parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],
-        config=config,
+        model_parameters=trained,
+        config=_merged({"zero_optimization": buckets}, config),
         lr_scheduler=lambda optimizer: learning_rate_schedule(trainer, optimizer, steps),
     )
     return engine

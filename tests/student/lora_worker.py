@@ -2,7 +2,8 @@
 
     python -m tests.student.lora_worker OUT ZERO_STAGE RECIPE
 
-`OUT/live.pt` gets every weight of the live model, `OUT/adapter` and `OUT/merged` the exports.
+`OUT/live.pt` gets every weight of the live model, `OUT/bucket` the elements of a bucket of gradients, `OUT/adapter` and
+`OUT/merged` the exports.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def main(out: Path, stage: int, recipe_json: str) -> None:
     trained = gather_weights(model, trained_alone=True)
     if rank == 0:
         torch.save(weights, out / "live.pt")
+        (out / "bucket").write_text(str(engine.zero_reduce_bucket_size()))
         write_adapters(recipe, model, trained, folder, out / "adapter")
         data["student"]["lora"]["merge"] = True
         write_adapters(parse(data), model, trained, folder, out / "merged")

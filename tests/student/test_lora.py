@@ -19,6 +19,8 @@ from tests.commands import ROOT, dkd, said, write_recipe
 
 pytestmark = pytest.mark.slow
 
+BUCKETS = {"stage": 2, "reduce_bucket_size": 1000}  # smaller than what is trained, and said by the user
+
 
 def run(folder: Path, recipe: dict[str, Any], world: int, stage: int) -> dict[str, torch.Tensor]:
     subprocess.run(
@@ -33,21 +35,24 @@ def run(folder: Path, recipe: dict[str, Any], world: int, stage: int) -> dict[st
     return torch.load(folder / "live.pt", weights_only=True)
 
 
-@pytest.mark.parametrize(("world", "stage"), [(1, 0), (2, 1), (2, 3)])
+@pytest.mark.parametrize(("world", "zero"), [(1, {"stage": 0}), (2, {"stage": 1}), (2, {"stage": 3}), (2, BUCKETS)])
 def test_adapters_alone_change_and_both_exports_are_the_live_model(
-    toy_recipe: dict[str, Any], toy_student: Path, tmp_path: Path, world: int, stage: int
+    toy_recipe: dict[str, Any], toy_student: Path, tmp_path: Path, world: int, zero: dict[str, int]
 ) -> None:
+    """And have room for their gradients alone, where the user says nothing else."""
     from transformers import AutoModelForCausalLM
 
     toy_recipe["student"]["lora"] = {"rank": 4, "alpha": 8, "target_modules": "all-linear"}
     toy_recipe["trainer"] |= {
-        "micro_batch": 2, "steps": 3, "warmup_fraction": 0.0, "deepspeed": {"zero_optimization": {"stage": stage}},
+        "micro_batch": 2, "steps": 3, "warmup_fraction": 0.0, "deepspeed": {"zero_optimization": zero},
     }  # fmt: skip
-    found = run(tmp_path, toy_recipe, world, stage)
+    found = run(tmp_path, toy_recipe, world, zero["stage"])
 
     live = load_student(parse(toy_recipe), toy_student)
     before = {name: value.detach().clone() for name, value in live.named_parameters()}
     base = {name for name in before if ".lora_" not in name}
+    trained = sum(value.numel() for name, value in before.items() if name not in base)
+    assert int((tmp_path / "bucket").read_text()) == zero.get("reduce_bucket_size", trained)
     assert len(base) == len(AutoModelForCausalLM.from_pretrained(toy_student).state_dict()) - 1, "a tied head"
     for name, value in before.items():
         assert torch.equal(found[name], value) == (name in base), name
