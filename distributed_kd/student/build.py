@@ -25,7 +25,7 @@ from distributed_kd.models.adapters import add_adapters
 from distributed_kd.models.config import config_of_student, folder_of_config, lacks_head, load_config
 from distributed_kd.models.distilbert import distilbert_of
 from distributed_kd.models.headless import open_for_task
-from distributed_kd.models.load import auto_class, load_model
+from distributed_kd.models.load import auto_class, load_model, quantised_by
 from distributed_kd.models.locate import identity, locate, resolve_package
 from distributed_kd.models.tokenizer import copy_tokenizer
 from distributed_kd.recipe import Recipe, Student
@@ -105,12 +105,16 @@ def _make_once(recipe: Recipe, made_from: dict[str, Any], make: Callable[[Path],
     workdir.put(name, canonical_json(made_from))
 
 
-def load_student(recipe: Recipe, folder: Path) -> Any:
+def load_student(recipe: Recipe, folder: Path, is_first: bool = True) -> Any:
     """The student on the CPU in float32, in training mode, body and head checked and trainable parameters marked.
 
-    The same seed gives the same fresh weights.
+    is_first: whether this is the first rank, whose parameters all get as the engine starts; others have no values in
+    theirs until then, which take no memory, and read no file of weights. The same seed gives the same fresh weights.
     """
-    if recipe.student.init == "random":
+    has_weights = is_first or quantised_by(folder) is not None  # quantised ones are of another shape
+    if not has_weights:
+        model = _without_values(folder)
+    elif recipe.student.init == "random":
         torch.manual_seed(recipe.trainer.seed)
         model = auto_class(folder).from_config(load_config(folder)).float()
     else:
@@ -120,10 +124,21 @@ def load_student(recipe: Recipe, folder: Path) -> Any:
         with warnings.catch_warnings():  # its name from v6 on is not there in all of v5
             warnings.simplefilter("ignore", FutureWarning)
             model.gradient_checkpointing_enable({"use_reentrant": False})  # which needs no gradient of a layer's input
-    parts.check(model.eval())
+    if has_weights:
+        parts.check(model.eval())
     if recipe.trainer.compile:
         compile_layers(model)
     return model.train()
+
+
+def _without_values(folder: Path) -> Any:
+    """The model in float32 with its buffers; memory for its parameters is asked for and not touched."""
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights():
+        model = auto_class(folder).from_config(load_config(folder), dtype=torch.float32)
+    model.tie_weights()
+    return model
 
 
 def compile_layers(model: Any) -> None:

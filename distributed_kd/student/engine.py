@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from distributed_kd.errors import RequestError
 from distributed_kd.launch.abandoned_builds import remove_abandoned_locks
+from distributed_kd.models.load import DTYPES
 from distributed_kd.recipe import Trainer
 from distributed_kd.student.model import DistillationModel
 
@@ -71,7 +74,8 @@ def zero_stage(config: dict[str, Any]) -> int:
 def start_engine(model: DistillationModel, trainer: Trainer, config: dict[str, Any], steps: int) -> Any:
     """The engine; its optimizer has only the parameters that are trained, its buckets no more room than they take.
 
-    Raises `RequestError` where the device does not compute in `trainer.precision`.
+    The first rank's parameters become those of all. Raises `RequestError` where the device does not compute in
+    `trainer.precision`.
     """
     import deepspeed
 
@@ -87,13 +91,33 @@ def start_engine(model: DistillationModel, trainer: Trainer, config: dict[str, A
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # A bucket is allocated whole, and with overlap_comm there are two.
     buckets = {"reduce_bucket_size": min(_LARGEST_BUCKET, sum(parameter.numel() for parameter in trained))}
+    config = _merged({"zero_optimization": buckets}, config)
+    if zero_stage(config) == 3:
+        _divide(model, DTYPES[trainer.precision], config)
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=trained,
-        config=_merged({"zero_optimization": buckets}, config),
+        config=config,
         lr_scheduler=lambda optimizer: learning_rate_schedule(trainer, optimizer, steps),
     )
     return engine
+
+
+def _divide(model: DistillationModel, dtype: torch.dtype, config: dict[str, Any]) -> None:
+    """ZeRO-3's parts: of one parameter after the other, and of no more than one is the whole on a device.
+
+    `deepspeed.initialize` would put the whole student there before it divides it.
+    """
+    import deepspeed
+
+    accelerator = deepspeed.get_accelerator()
+    deepspeed.init_distributed(accelerator.communication_backend_name())  # the group that is there
+    is_first = torch.distributed.get_rank() == 0
+    for parameter in filter(torch.is_floating_point, model.parameters()):
+        parameter.data = parameter.data.to(dtype) if is_first else torch.empty_like(parameter.data, dtype=dtype)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(accelerator.current_device_name())
+    deepspeed.zero.Init(module=model, config_dict_or_path=config)
 
 
 def learning_rate_schedule(trainer: Trainer, optimizer: Any, steps: int) -> Any:

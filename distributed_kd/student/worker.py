@@ -73,7 +73,7 @@ def _run(recipe: Recipe, arm: str, notes: Path, begun: float, watch: Watch) -> N
     made_from = artifact.made_from_of(recipe, logits.fingerprint, artifact.start_of(recipe.student))
     folder = student_folder(recipe)
 
-    model = load_student(recipe, folder)
+    model = load_student(recipe, folder, is_first=rank == 0)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     config = deepspeed_config(recipe.trainer, world)

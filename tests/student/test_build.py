@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -108,6 +109,63 @@ def test_a_distilbert_of_no_bert_is_refused(recipe: dict[str, Any], toy_teacher:
     recipe["teachers"] = [{"model": str(toy_teacher)}]
     with pytest.raises(RequestError, match="is of the kind 'llama'"):
         write_initial_weights(parse(recipe))
+
+
+STUDENTS: dict[str, dict[str, Any]] = {
+    "tied": {},
+    "adapters": {"student": {"lora": {"rank": 4, "alpha": 8}}},
+    "frozen": {"student": {"freeze": ["embeddings", "layers.0"]}},
+    "fresh": {
+        "corpus": {"task": "frames", "features_column": "frames"},
+        "student": {
+            "model": None, "init": "random",
+            "config": {"model_type": "feature_classifier", "features": 3, "num_labels": 2, "hidden_sizes": [4]},
+        },
+    },
+    "checkpointed": {"trainer": {"activation_checkpointing": True}},
+}  # fmt: skip
+
+
+def same_but_for_values(model: torch.nn.Module, whole: torch.nn.Module) -> None:
+    kinds = [
+        {name: (one.shape, one.dtype, one.requires_grad) for name, one in of.named_parameters()}
+        for of in (model, whole)
+    ]
+    assert list(kinds[0].items()) == list(kinds[1].items()), "in their order, which ranks go by"
+    buffers = dict(whole.named_buffers())
+    assert [name for name, _ in model.named_buffers()] == list(buffers)
+    assert all(torch.equal(one, buffers[name]) for name, one in model.named_buffers())
+
+
+@pytest.mark.parametrize("changes", STUDENTS.values(), ids=STUDENTS)
+def test_a_rank_that_is_not_the_first_has_the_same_student_but_for_its_values(
+    toy_recipe: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    recipe = parse(
+        {key: said | changes.get(key, {}) if isinstance(said, dict) else said for key, said in toy_recipe.items()}
+    )
+    folder = student_folder(recipe)
+    same_but_for_values(load_student(recipe, folder, is_first=False), load_student(recipe, folder))
+
+
+def test_a_distilbert_of_a_rank_that_is_not_the_first(recipe: dict[str, Any]) -> None:
+    recipe["student"]["architecture"] = "distilbert"
+    own = parse(recipe)
+    folder = student_folder(own)
+    same_but_for_values(load_student(own, folder, is_first=False), load_student(own, folder))
+
+
+def test_parameters_of_a_rank_that_is_not_the_first_take_no_memory(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    toys.llama_config(2, hidden_size=1024, intermediate_size=8192).save_pretrained(tmp_path / "large")
+    toys.save_tokenizer(tmp_path / "large")
+    toy_recipe["student"] = {"model": str(tmp_path / "large"), "init": "random"}
+    recipe = parse(toy_recipe)
+    here = psutil.Process()
+    load_student(recipe, student_folder(recipe), is_first=False)  # what is imported
+    before = here.memory_info().rss
+    model = load_student(recipe, student_folder(recipe), is_first=False)
+    taken, size = here.memory_info().rss - before, sum(one.nbytes for one in model.parameters())
+    assert size > 100_000_000 and taken < 0.1 * size
 
 
 @pytest.mark.slow
