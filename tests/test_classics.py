@@ -148,15 +148,15 @@ def test_distilberts_chain_is_nearer_to_its_teacher_than_labels_alone(
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("claims", [("cosine", "labels"), ("general", "layers")])
+@pytest.mark.parametrize("claims", [("cosine", "labels"), ("general", "published", "layers")])
 def test_what_is_claimed_of_half_a_bert(
-    tweets: tuple[list[dict[str, Any]], Path, list[str]], claims: tuple[str, str]
+    tweets: tuple[list[dict[str, Any]], Path, list[str]], claims: tuple[str, ...]
 ) -> None:
     _, folder, short = tweets
     given = ["--claims", *claims, "--seeds", "1", "--held-out", "100", "--labelled", "0.25"]
     plot = ["--plot", "layers.png"] if "layers" in claims else []
     found = benchmark("benchmarks/distilbert_claims.py", *given, *plot, *short, cwd=folder)
-    rows = {"cosine": 1, "labels": 1, "general": 2, "layers": 3}
+    rows = {"cosine": 1, "labels": 1, "general": 2, "published": 1, "layers": 3}
     assert [row["claim"] for row in found["rows"]] == [claim for claim in claims for _ in range(rows[claim])]
     if "labels" in claims:
         assert found["rows"][1]["difference in kl_from_teacher"]["difference"] < 0
