@@ -23,10 +23,10 @@ def told_at(name: str) -> Any:
 
         found = getattr(worker, name)
 
-        def and_told(*given: Any) -> Any:
+        def and_told(*given: Any, **named: Any) -> Any:
             if os.environ["RANK"] == "0":
                 signal.raise_signal(signal.SIGTERM)
-            return found(*given)
+            return found(*given, **named)
 
         setattr(worker, name, and_told)
         worker.work(notes)
