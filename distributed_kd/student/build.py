@@ -109,36 +109,43 @@ def load_student(recipe: Recipe, folder: Path, is_first: bool = True) -> Any:
     """The student on the CPU in float32, in training mode, body and head checked and trainable parameters marked.
 
     is_first: whether this is the first rank, whose parameters all get as the engine starts; others have no values in
-    theirs until then, which take no memory, and read no file of weights. The same seed gives the same fresh weights.
+    theirs until then, which take no memory, and read no file of weights, unless it holds buffers or quantised weights.
+    The same seed gives the same fresh weights.
     """
-    has_weights = is_first or quantised_by(folder) is not None  # quantised ones are of another shape
-    if not has_weights:
-        model = _without_values(folder)
-    elif recipe.student.init == "random":
-        torch.manual_seed(recipe.trainer.seed)
-        model = auto_class(folder).from_config(load_config(folder)).float()
-    else:
-        model = load_model(folder, torch.float32, torch.device("cpu"))
-    model = mark_trained(model, recipe)
+    empty = None if is_first else _without_values(folder)
+    model = mark_trained(_with_values(recipe, folder) if empty is None else empty, recipe)
     if recipe.trainer.activation_checkpointing:
         with warnings.catch_warnings():  # its name from v6 on is not there in all of v5
             warnings.simplefilter("ignore", FutureWarning)
             model.gradient_checkpointing_enable({"use_reentrant": False})  # which needs no gradient of a layer's input
-    if has_weights:
+    if empty is None:
         parts.check(model.eval())
     if recipe.trainer.compile:
         compile_layers(model)
     return model.train()
 
 
+def _with_values(recipe: Recipe, folder: Path) -> Any:
+    if recipe.student.init != "random":
+        return load_model(folder, torch.float32, torch.device("cpu"))
+    torch.manual_seed(recipe.trainer.seed)
+    return auto_class(folder).from_config(load_config(folder)).float()
+
+
 def _without_values(folder: Path) -> Any:
-    """The model in float32 with its buffers; memory for its parameters is asked for and not touched."""
+    """The model in float32 with its buffers; memory for its parameters is asked for and not touched.
+
+    None where files must be read: quantised parameters are of another shape, and the engine sends no buffers.
+    """
     from transformers.initialization import no_init_weights
 
+    if quantised_by(folder) is not None:
+        return None
     with no_init_weights():
         model = auto_class(folder).from_config(load_config(folder), dtype=torch.float32)
     model.tie_weights()
-    return model
+    has_buffers = model.state_dict().keys() - dict(model.named_parameters(remove_duplicate=False)).keys()
+    return None if has_buffers else model
 
 
 def compile_layers(model: Any) -> None:

@@ -104,7 +104,7 @@ def start_engine(model: DistillationModel, trainer: Trainer, config: dict[str, A
 
 
 def _divide(model: DistillationModel, dtype: torch.dtype, config: dict[str, Any]) -> None:
-    """ZeRO-3's parts: of one parameter after the other, and of no more than one is the whole on a device.
+    """Gives each rank its part of each parameter, one after the other: a device never has more than one of them whole.
 
     `deepspeed.initialize` would put the whole student there before it divides it.
     """

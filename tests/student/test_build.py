@@ -155,6 +155,28 @@ def test_a_distilbert_of_a_rank_that_is_not_the_first(recipe: dict[str, Any]) ->
     same_but_for_values(load_student(own, folder, is_first=False), load_student(own, folder))
 
 
+def test_buffers_in_files_of_weights_are_read_by_each_rank(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    """A router's correction, of a mixture of experts: DeepSpeed sends the first rank's parameters and no buffers."""
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    sizes = {
+        "hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+        "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "q_lora_rank": 8, "kv_lora_rank": 8,
+        "qk_rope_head_dim": 8, "v_head_dim": 8, "qk_nope_head_dim": 8, "vocab_size": toys.VOCABULARY, "max_position_embeddings": 64,
+    }  # fmt: skip
+    model = DeepseekV3ForCausalLM(DeepseekV3Config(**sizes))
+    names = [name for name, _ in model.named_buffers() if "correction" in name]
+    assert names
+    for name in names:
+        model.get_buffer(name).fill_(0.25)
+    model.save_pretrained(tmp_path / "experts")
+    toys.save_tokenizer(tmp_path / "experts")
+    toy_recipe["student"] = {"model": str(tmp_path / "experts")}
+    found = load_student(parse(toy_recipe), tmp_path / "experts", is_first=False)
+    assert all((found.get_buffer(name) == 0.25).all() for name in names)
+
+
 def test_parameters_of_a_rank_that_is_not_the_first_take_no_memory(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     toys.llama_config(2, hidden_size=1024, intermediate_size=8192).save_pretrained(tmp_path / "large")
     toys.save_tokenizer(tmp_path / "large")
