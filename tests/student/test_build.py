@@ -163,7 +163,8 @@ def test_buffers_in_files_of_weights_are_read_by_each_rank(toy_recipe: dict[str,
         "hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
         "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "q_lora_rank": 8, "kv_lora_rank": 8,
-        "qk_rope_head_dim": 8, "v_head_dim": 8, "qk_nope_head_dim": 8, "vocab_size": toys.VOCABULARY, "max_position_embeddings": 64,
+        "qk_rope_head_dim": 8, "v_head_dim": 8, "qk_nope_head_dim": 8, "vocab_size": toys.VOCABULARY,
+        "max_position_embeddings": 64,
     }  # fmt: skip
     model = DeepseekV3ForCausalLM(DeepseekV3Config(**sizes))
     names = [name for name, _ in model.named_buffers() if "correction" in name]
