@@ -109,12 +109,13 @@ def test_refusals_over_finished_artifacts_write_nothing_over(toy_recipe: dict[st
     work = Path(toy_recipe["workdir"])
 
     def refuses(stage: str, *overrides: str) -> str:
-        """In this process: the command adds its exit code and its one line, which are the same for every refusal."""
+        """In this process: the command gives what is raised its exit code and prints it, for every refusal alike."""
         before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
         with pytest.raises(RequestError) as refusal:
             getattr(stages, stage)(load(recipe, overrides))
         changed = [path for path, data in before.items() if path.read_bytes() != data]
         assert not changed
+        assert refusal.value.exit_code == 2 and "\n" not in str(refusal.value)
         return str(refusal.value)
 
     done = dkd("prepare", recipe, "--json")
