@@ -25,6 +25,7 @@ import os
 import platform
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +95,9 @@ def few_labels(options: argparse.Namespace) -> list[dict[str, Any]]:
     share = [f"corpus.labelled_fraction={options.labelled}"]
     batch = load(RECIPE, options.overrides).trainer.global_batch
     whole = _sequences(options).manifest.splits["train"].sequences // batch
-    arms: Arms = {"labels": [], "labels and logits": []}
     chosen, first = [], f"few/labels-{options.lengths[0]:g}-0"
-    for seed in range(options.seeds):
+
+    def students(seed: int) -> dict[str, Recipe]:
         alone = []
         for length in options.lengths:
             steps = ["trainer.epochs=null", f"trainer.steps={round(length * whole)}"]
@@ -105,73 +106,75 @@ def few_labels(options: argparse.Namespace) -> list[dict[str, Any]]:
         soft = trained(options, f"few/soft-{seed}", seed, [*share, "baseline=off"], "few/soft-0")
         best = int(np.argmax([own.correct.mean() for own in judged(alone, options, "development")]))
         chosen.append(options.lengths[best])
-        for name, scores in zip(arms, judged([alone[best], soft], options), strict=True):
-            arms[name].append(scores)
+        return {"labels": alone[best], "labels and logits": soft}
+
+    arms = arms_of(options, students)
     return [row_of(arms, options, claim="labels", labelled=options.labelled, lengths=chosen)]
 
 
 def cosine(options: argparse.Namespace) -> list[dict[str, Any]]:
     """On masked tokens; both arms read one cache."""
-    arms: Arms = {"two terms": [], "three terms": []}
     weight = _own(options, MASKED).objective.cosine
-    for seed in range(options.seeds):
-        students = []
-        for name, cosine in zip(arms, (0.0, weight), strict=True):
-            own = [f"objective.cosine={cosine}", "baseline=off"]
-            students.append(trained(options, f"cosine/{name}-{seed}", seed, own, path=MASKED))
-        for name, scores in zip(arms, judged(students, options, recipe=MASKED), strict=True):
-            arms[name].append(scores)
+
+    def student(name: str, seed: int, weight: float) -> Recipe:
+        own = [f"objective.cosine={weight}", "baseline=off"]
+        return trained(options, f"cosine/{name}-{seed}", seed, own, path=MASKED)
+
+    weights = {"two terms": 0.0, "three terms": weight}
+    arms = arms_of(options, lambda seed: {name: student(name, seed, own) for name, own in weights.items()}, MASKED)
     return [row_of(arms, options, MASKED, claim="cosine", weight=weight)]
 
 
 def general(options: argparse.Namespace) -> list[dict[str, Any]]:
     """From labels alone, and from labels and logits."""
-    rows = []
-    for learns_from in options.learns_from:
-        name, *overrides = LEARNS_FROM[learns_from]
-        arms: Arms = {"MiniLM's layers": [], "general distillation": []}
-        for seed in range(options.seeds):
-            students = [
-                tweets(options, f"general/{name}-{seed}", seed, minilm(options), *overrides),
-                tweets(options, f"layers/3-{name}-{seed}", seed, distilled(options, 3), *overrides),
-            ]
-            for arm, scores in zip(arms, judged(students, options), strict=True):
-                arms[arm].append(scores)
-        rows.append(row_of(arms, options, claim="general", learns_from=learns_from))
-    return rows
+    starts = {
+        "MiniLM's layers": ("general/", minilm(options)),
+        "general distillation": ("layers/3-", distilled(options, 3)),
+    }
+
+    def row(learns_from: str) -> dict[str, Any]:
+        arms = arms_of(
+            options, lambda seed: {arm: tweets(options, learns_from, seed, *own) for arm, own in starts.items()}
+        )
+        return row_of(arms, options, claim="general", learns_from=learns_from)
+
+    return [row(learns_from) for learns_from in options.learns_from]
 
 
 def published(options: argparse.Namespace) -> list[dict[str, Any]]:
-    return [beside_labels(options, minilm(options), "general/", claim="published")]
+    return [beside_labels(options, "general/", minilm(options), claim="published")]
 
 
 def layers(options: argparse.Namespace) -> list[dict[str, Any]]:
     return [
-        beside_labels(options, distilled(options, count), f"layers/{count}-", claim="layers", layers=count)
+        beside_labels(options, f"layers/{count}-", distilled(options, count), claim="layers", layers=count)
         for count in LAYERS
     ]
 
 
-def beside_labels(options: argparse.Namespace, start: Path, folder: str, **facts: Any) -> dict[str, Any]:
+def beside_labels(options: argparse.Namespace, folder: str, start: Path, **facts: Any) -> dict[str, Any]:
     """Labels alone, and labels and logits, from one start."""
-    arms: Arms = {name: [] for name in LEARNS_FROM}
-    for seed in range(options.seeds):
-        students = [
-            tweets(options, f"{folder}{name}-{seed}", seed, start, *overrides)
-            for name, *overrides in LEARNS_FROM.values()
-        ]
-        for name, scores in zip(arms, judged(students, options), strict=True):
-            arms[name].append(scores)
+    arms = arms_of(options, lambda seed: {name: tweets(options, name, seed, folder, start) for name in LEARNS_FROM})
     return row_of(arms, options, **facts)
 
 
 CLAIMS = {"labels": few_labels, "cosine": cosine, "general": general, "published": published, "layers": layers}
 
 
-def tweets(options: argparse.Namespace, name: str, seed: int, start: Path, *overrides: str) -> Recipe:
-    """A student of the sentiment task that starts from this folder."""
-    own = [f"student.model={start}", "baseline=off", *overrides]
-    return trained(options, name, seed, own)
+def arms_of(options: argparse.Namespace, students: Callable[[int], dict[str, Recipe]], path: str = RECIPE) -> Arms:
+    """The scores of each seed's students, which are named as their arms."""
+    arms: Arms = {}
+    for seed in range(options.seeds):
+        named = students(seed)
+        for name, scores in zip(named, judged(list(named.values()), options, recipe=path), strict=True):
+            arms.setdefault(name, []).append(scores)
+    return arms
+
+
+def tweets(options: argparse.Namespace, learns_from: str, seed: int, folder: str, start: Path) -> Recipe:
+    """A student of the sentiment task, in a workdir of its own below `folder`, that begins as `start` is."""
+    name, *overrides = LEARNS_FROM[learns_from]
+    return trained(options, f"{folder}{name}-{seed}", seed, [f"student.model={start}", "baseline=off", *overrides])
 
 
 def distilled(options: argparse.Namespace, count: int) -> Path:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import sys
 
 from distributed_kd import stages
@@ -37,9 +36,13 @@ def train(file: str, overrides: list[str]) -> None:
 
 
 def _train_as_the_one_rank(file: str, overrides: list[str]) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    from torch.distributed import TCPStore
+
+    # As torchrun's agent does: a port that is held from the moment it is chosen.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # DeepSpeed talks, and stdout is for the report
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(
+        RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port),
+        TORCHELASTIC_USE_AGENT_STORE="True",
+    )  # fmt: skip
     stages.train(load(file, overrides))

@@ -17,9 +17,9 @@ from distributed_kd.recipe import Objective, parse
 from distributed_kd.store.filesystem import Store
 from distributed_kd.student.artifact import arm_recipe, made_from_of
 from distributed_kd.student.cosine import cosine_loss
+from distributed_kd.student.fits import _refuse_other_width
 from distributed_kd.student.model import DistillationModel
 from distributed_kd.student.stream import MicroBatch, micro_batch_of
-from distributed_kd.student.train import _refuse_other_width
 from tests import toys
 from tests.cache.caches import WIDTH, make_cache
 from tests.teacher.test_targets import sequences_of

@@ -12,7 +12,7 @@ from distributed_kd import cache
 from distributed_kd.cache.merge import merge
 from distributed_kd.errors import RequestError
 from distributed_kd.recipe import Objective, parse
-from distributed_kd.student.train import _refuse_other_merge
+from distributed_kd.student.fits import _refuse_other_merge
 from tests.cache.test_merge import write_member
 
 BIASED: list[dict[str, Any]] = [
