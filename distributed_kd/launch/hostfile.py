@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -17,7 +18,7 @@ from distributed_kd import console
 from distributed_kd.errors import RequestError
 from distributed_kd.launch.processors import set_processors
 from distributed_kd.launch.ranks import Notes
-from distributed_kd.launch.started import free_port, run_launcher
+from distributed_kd.launch.started import run_launcher
 from distributed_kd.recipe import Recipe
 
 _HANDED_ON = ("DS_ACCELERATOR", "OMP_NUM_THREADS", "GLOO_", "NCCL_", "HF_HUB_OFFLINE", "HF_HOME", "DKD_", "TORCH_NCCL_")
@@ -61,9 +62,16 @@ def launch(module: str, recipe: Recipe, arm: str, hostfile: str, notes: Notes, l
         environment["DS_ENV_FILE"] = str(handed_on)
         command = [
             sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", hostfile, "--force_multi",
-            "--master_port", str(free_port()), "--no_local_rank", "--module", module, notes.store.uri,
+            "--master_port", str(_free_port()), "--no_local_rank", "--module", module, notes.store.uri,
         ]  # fmt: skip
         console.say(
             f"train: starting {sum(hosts.values())} ranks on {len(hosts)} hosts for the {arm}; their output is in {log}"
         )
         run_launcher(command, environment, notes, arm, log)
+
+
+def _free_port() -> int:
+    """One that nobody has here, on the first host. DeepSpeed's launcher must be told one; it does not choose."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import threading
 from pathlib import Path
@@ -68,10 +67,3 @@ def _failure(told: str | None, log: Path, code: int) -> DkdError:
     lines = [line.strip() for line in text.splitlines() if "Error" in line and "torch/" not in line]
     last = told or next(iter(said + lines), f"exit status {code}")
     return WorkError(f"training failed: {last}; the ranks' whole output is in {log}")
-
-
-def free_port() -> int:
-    """One that nobody has on this host."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

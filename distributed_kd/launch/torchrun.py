@@ -10,7 +10,7 @@ from pathlib import Path
 from distributed_kd import console
 from distributed_kd.launch.processors import set_processors
 from distributed_kd.launch.ranks import Notes
-from distributed_kd.launch.started import free_port, run_launcher
+from distributed_kd.launch.started import run_launcher
 from distributed_kd.recipe import Recipe
 
 
@@ -29,8 +29,13 @@ def launch(module: str, recipe: Recipe, arm: str, processes: int, log: Path) -> 
 
 
 def command(processes: int, module: str, *arguments: str) -> list[str]:
-    """`python -m MODULE ARGUMENTS` as so many ranks on this host."""
+    """`python -m MODULE ARGUMENTS` as so many ranks on this host.
+
+    torchrun's agent chooses the port at which they meet by taking it: one that is chosen before its start could be
+    another's by then, as any connection of this host may get it.
+    """
     return [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
-        "--master-addr", "127.0.0.1", "--master-port", str(free_port()), "-m", module, *arguments,
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1",
+        "-m", module, *arguments,
     ]  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from distributed_kd.errors import RequestError, Stopped
+from distributed_kd.launch import torchrun
 from distributed_kd.launch.hostfile import slots
 from distributed_kd.launch.ranks import Notes
 from distributed_kd.launch.started import run_launcher
@@ -106,6 +107,27 @@ def test_a_rank_does_not_run_all_stages(toy_recipe: dict[str, Any], tmp_path: Pa
     assert "start `dkd train` for that stage" in said(done)
 
 
+MEETING = """
+import os, pathlib
+port = int(os.environ["MASTER_PORT"])
+listening = {
+    row.split()[9] for name in ("tcp", "tcp6") for row in pathlib.Path("/proc/net", name).read_text().splitlines()[1:]
+    if row.split()[3] == "0A" and int(row.split()[1].rsplit(":")[1], 16) == port
+}
+own = pathlib.Path(f"/proc/{os.getppid()}/fd")
+held = {os.path.basename(os.path.realpath(file)) for file in own.iterdir()}
+assert {f"socket:[{inode}]" for inode in listening} & held
+pathlib.Path(f"met-{os.environ['RANK']}").touch()
+"""
+
+
+def test_ranks_of_one_host_meet_at_a_port_that_their_launcher_holds_already(tmp_path: Path) -> None:
+    (tmp_path / "meeting.py").write_text(MEETING)
+    own = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    subprocess.run(torchrun.command(2, "meeting"), env=own, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    assert {file.name for file in tmp_path.glob("met-*")} == {"met-0", "met-1"}
+
+
 @pytest.mark.slow
 @pytest.mark.long
 def test_torchrun_on_one_host_trains_what_dkd_train_does(captured_recipe: dict[str, Any], tmp_path: Path) -> None:
@@ -116,7 +138,7 @@ def test_torchrun_on_one_host_trains_what_dkd_train_does(captured_recipe: dict[s
     shutil.copytree(work, one)
     assert dkd("train", recipe, zero, "trainer.processes=2", f"workdir={one}").returncode == 0
 
-    def torchrun(*overrides: str) -> subprocess.CompletedProcess[str]:
+    def as_rank(*overrides: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [
                 sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1",
@@ -126,16 +148,16 @@ def test_torchrun_on_one_host_trains_what_dkd_train_does(captured_recipe: dict[s
             env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
 
-    done = torchrun(f"workdir={tmp_path / 'none'}")
+    done = as_rank(f"workdir={tmp_path / 'none'}")
     assert done.returncode == 1, "torchrun's own, whatever a rank's is"
     lines = [line for line in done.stderr.splitlines() if line.startswith("dkd: ")]
     assert len(lines) == 1 and "none/cache holds no cache; run `dkd cache` first" in lines[0], done.stderr
-    done = torchrun()
+    done = as_rank()
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout).keys() == {"student", "baseline"}
     for arm in ("student", "baseline"):
         export = f"{arm}/export/model.safetensors"
         assert (work / export).read_bytes() == (one / export).read_bytes()
     manifests = [(work / arm / "manifest.json").stat().st_mtime_ns for arm in ("student", "baseline")]
-    assert torchrun().returncode == 0
+    assert as_rank().returncode == 0
     assert manifests == [(work / arm / "manifest.json").stat().st_mtime_ns for arm in ("student", "baseline")]
