@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -124,7 +125,9 @@ pathlib.Path(f"met-{os.environ['RANK']}").touch()
 def test_ranks_of_one_host_meet_at_a_port_that_their_launcher_holds_already(tmp_path: Path) -> None:
     (tmp_path / "meeting.py").write_text(MEETING)
     own = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
-    subprocess.run(torchrun.command(2, "meeting"), env=own, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    command = torchrun.command(2, "meeting")
+    assert not [part for part in command if re.search(r"\d{4,}$", part)], "a port that is chosen before it is held"
+    subprocess.run(command, env=own, cwd=tmp_path, check=True, capture_output=True, timeout=120)
     assert {file.name for file in tmp_path.glob("met-*")} == {"met-0", "met-1"}
 
 
