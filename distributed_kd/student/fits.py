@@ -9,7 +9,7 @@ from pathlib import Path
 
 from distributed_kd.cache.manifest import imported_from_of, made_from_of
 from distributed_kd.cache.reader import LogitCache
-from distributed_kd.corpus.sequences import Sequences
+from distributed_kd.corpus.sequences import Sequences, SequencesManifest
 from distributed_kd.errors import RequestError
 from distributed_kd.models.config import hidden_size, load_config, longest_sequence, refuse_other_task, vocabulary_size
 from distributed_kd.models.tokenizer import inputs_sha256
@@ -62,16 +62,16 @@ def _refuse_other_merge(recipe: Recipe, logits: LogitCache, sequences: Sequences
 
 def refuse_what_does_not_fit(recipe: Recipe, logits: TrainingRows, ranks: int) -> None:
     """What no rank could begin with: batches, options of engine and trackers, held-out rows, student, labels."""
-    trainer = recipe.trainer
+    trainer, sequences = recipe.trainer, Sequences.of(recipe)
     _refuse_batches(recipe, len(logits), ranks)
     deepspeed_config(trainer, ranks)
     refuse_missing(trainer.track)
     if trainer.evaluate_every:
-        held_out_sequences(Sequences.of(recipe), 1)
+        held_out_sequences(sequences, 1)
     folder = student_folder(recipe)
     mark_trained(empty_student(folder), recipe)
-    _refuse_other_student(recipe, folder, logits)
-    _refuse_no_label(recipe)
+    _refuse_other_student(recipe, folder, logits, sequences.manifest)
+    _refuse_no_label(recipe, sequences.manifest)
 
 
 def _refuse_batches(recipe: Recipe, sequences: int, ranks: int) -> None:
@@ -88,11 +88,10 @@ def _refuse_batches(recipe: Recipe, sequences: int, ranks: int) -> None:
         )
 
 
-def _refuse_other_student(recipe: Recipe, folder: Path, logits: TrainingRows) -> None:
+def _refuse_other_student(recipe: Recipe, folder: Path, logits: TrainingRows, sequences: SequencesManifest) -> None:
     """It must take the task, the length, the inputs and the classes of the rows, as its configuration says."""
     config = load_config(folder)
     refuse_other_task(config, str(folder), recipe.corpus)
-    sequences = Sequences.of(recipe).manifest
     bound, longest = longest_sequence(config), sequences.sequence_length
     if bound is not None and longest > bound:
         raise RequestError(f"sequences of {longest} ids are beyond the student's {bound} positions ({folder})")
@@ -127,8 +126,8 @@ def _refuse_other_width(own: int, logits: TrainingRows, folder: Path) -> None:
         )
 
 
-def _refuse_no_label(recipe: Recipe) -> None:
-    split = Sequences.of(recipe).manifest.splits["train"]
+def _refuse_no_label(recipe: Recipe, sequences: SequencesManifest) -> None:
+    split = sequences.splits["train"]
     if split.unlabelled == split.positions and recipe.objective.alpha < 1.0:
         raise RequestError(
             f"none of the {split.positions:,} training positions has a label: set objective.alpha=1 and baseline=off, "
